@@ -1,0 +1,189 @@
+//! The configuration: `sangam.toml`, then the environment over it.
+//!
+//! Durations are written as `30s` or `5m`, sizes as `1GiB`. An unknown key or a value out of range
+//! is refused with the file, the line and the nearest valid key, before anything is touched.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+/// Everything the daemon is told; each field has the default named in `config/sangam.toml`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Databases kept equal; the same names on both sides. Never empty.
+    pub databases: Vec<String>,
+    /// Where `sangam.db` lives.
+    pub state_dir: PathBuf,
+    /// Name of this installation; several sites may share a remote.
+    pub site: String,
+    /// URI of the database on the premises.
+    pub local_uri: SecretString,
+    /// URI of the database in the cloud; `None` means "remote database not configured".
+    pub remote_uri: Option<SecretString>,
+    /// What is synced and how.
+    pub sync: SyncConfig,
+    /// Fields that must be unique by collection, beside what the unique indexes say.
+    pub unique_fields: BTreeMap<String, Vec<String>>,
+    /// Names of the sync fields in documents.
+    pub fields: FieldNames,
+    /// How the link is probed.
+    pub probe: ProbeConfig,
+    /// How remote changes are fetched.
+    pub pull: PullConfig,
+    /// Backoff of everything that is retried.
+    pub retry: RetryConfig,
+    /// Limits of the state directory.
+    pub queue: QueueConfig,
+    /// Control file.
+    pub control_file: Option<PathBuf>,
+    /// HTTP API.
+    pub api: ApiConfig,
+    /// Logging.
+    pub log: LogConfig,
+    /// Age at which `sync_logs` records expire.
+    pub log_retention: Duration,
+}
+
+/// `[sync]`
+#[derive(Clone, Debug)]
+pub struct SyncConfig {
+    /// Globs of the collections to sync.
+    pub collections: Vec<String>,
+    /// Globs of the collections to leave out; wins over `collections`.
+    pub exclude: Vec<String>,
+    /// `false`: changes are queued but sent only when a sync is asked for.
+    pub auto_sync_enabled: bool,
+    /// What to do when both sides changed the same field.
+    pub conflict_resolution_strategy: Policy,
+    /// Most documents in one batch.
+    pub batch_size: usize,
+    /// Tries of one rejected document before it is parked as failed.
+    pub max_retries: u32,
+    /// Whether Sangam keeps the sync fields in documents current.
+    pub stamp_documents: bool,
+    /// Share of a collection (percent) whose deletion at once is held; 0 turns the guard off.
+    pub mass_delete_percent: u8,
+    /// What a dropped or renamed collection does.
+    pub on_drop: OnDrop,
+    /// Policy by collection.
+    pub per_collection: BTreeMap<String, Policy>,
+}
+
+/// What settles a clash on one field that both sides changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// Record a conflict and wait for a person.
+    Manual,
+    /// The side with the later `updatedAt` (clock skew corrected) wins.
+    NewestWins,
+    /// The local version wins.
+    LocalWins,
+    /// The remote version wins.
+    RemoteWins,
+}
+
+/// What a dropped, renamed collection or database does on the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDrop {
+    /// Halt that collection and ask.
+    Hold,
+    /// Do the same on the other side.
+    Propagate,
+}
+
+/// `[fields]`: names of the sync fields, as the app spells them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldNames {
+    /// When the app last changed the document; content, merged by the later value.
+    pub updated_at: String,
+    /// When Sangam last brought both sides together.
+    pub synced_at: String,
+    /// `local` or `remote`.
+    pub origin: String,
+    /// `pending`, `synced`, `conflict` or `failed`.
+    pub sync_status: String,
+}
+
+impl Default for FieldNames {
+    fn default() -> Self {
+        Self {
+            updated_at: "updatedAt".into(),
+            synced_at: "syncedAt".into(),
+            origin: "origin".into(),
+            sync_status: "syncStatus".into(),
+        }
+    }
+}
+
+/// `[probe]`
+#[derive(Clone, Debug)]
+pub struct ProbeConfig {
+    /// Time between probes; in an outage the backoff grows up to this.
+    pub interval: Duration,
+    /// Deadline of a probe.
+    pub timeout: Duration,
+}
+
+/// `[pull]`
+#[derive(Clone, Debug)]
+pub struct PullConfig {
+    /// Time between timestamp pulls where the remote is not followed.
+    pub interval: Duration,
+    /// Whether to tail the remote's change stream.
+    pub follow: bool,
+    /// Time between reconciles; zero turns them off.
+    pub reconcile: Duration,
+}
+
+/// `[retry]`
+#[derive(Clone, Debug)]
+pub struct RetryConfig {
+    /// First delay.
+    pub initial: Duration,
+    /// Longest delay.
+    pub max: Duration,
+}
+
+/// `[queue]`
+#[derive(Clone, Debug)]
+pub struct QueueConfig {
+    /// Most bytes of the state file.
+    pub max_bytes: u64,
+    /// Free space (bytes) on its file system that is never touched.
+    pub min_free_disk: u64,
+}
+
+/// `[api]`
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Address and port, e.g. `127.0.0.1:8840`; empty turns the API off.
+    pub listen: String,
+    /// Bearer token; required beyond loopback.
+    pub token: Option<SecretString>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug)]
+pub struct LogConfig {
+    /// `text`, `json` or `journald`.
+    pub format: LogFormat,
+    /// A `tracing` level or filter, e.g. `info` or `sangam=debug`.
+    pub level: String,
+}
+
+/// `[log] format`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+    /// Straight to the systemd journal.
+    Journald,
+}

@@ -1,0 +1,5 @@
+//! Sangam keeps a local MongoDB replica set and a remote one equal, both ways.
+
+pub mod command;
+pub mod config;
+pub mod daemon;
