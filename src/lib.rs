@@ -2,4 +2,8 @@
 
 pub mod command;
 pub mod config;
+pub mod content;
 pub mod daemon;
+pub mod decide;
+pub mod key;
+pub mod raw;
