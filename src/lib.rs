@@ -7,3 +7,4 @@ pub mod daemon;
 pub mod decide;
 pub mod key;
 pub mod raw;
+pub mod store;
