@@ -7,7 +7,7 @@ use crate::content;
 use crate::failure::{Class, Failure};
 use crate::guard::{self, Stamp, Verdict, Write};
 use crate::raw::Writer;
-use crate::side::Endpoint;
+use crate::side::{Endpoint, deadline};
 
 /// Reads, compares bytes, writes, commits: a compare-and-set for what no pipeline can carry.
 pub async fn write(
@@ -29,7 +29,11 @@ pub async fn write_together(
     sync_fields: &[String],
     stamp: Option<Stamp<'_>>,
 ) -> (Verdict, Option<Failure>) {
-    match attempt(endpoint, writes, sync_fields, stamp).await {
+    // A transaction reads and writes each document whole; the server itself ends it after a minute.
+    let bytes = writes.iter().map(|(_, w)| w.expect.as_ref().map_or(0, Vec::len) + w.new.as_ref().map_or(0, Vec::len)).sum();
+    let attempt = tokio::time::timeout(deadline(bytes) * 2, attempt(endpoint, writes, sync_fields, stamp));
+    let Ok(outcome) = attempt.await else { return (Verdict::Unknown { late: true }, Some(Failure::timeout())) };
+    match outcome {
         Ok(verdict) => (verdict, None),
         Err((failure, committing)) => {
             let late = committing && !failure.answered;

@@ -4,45 +4,70 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::key::{Id, Key};
 
-/// Puts a record on its way: `coll` in the local database gets `doc` under `_id` = `id`.
+/// Puts a record on its way: in `coll` of the local database the record `id` gets the fields of `doc`.
 pub fn put_record(c: &Connection, coll: &str, id: &[u8; 12], doc: &[u8]) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO records(id, coll, doc) VALUES(?,?,?)")?.execute(params![id, coll, doc])?;
+    c.prepare_cached("INSERT INTO records(id, coll, doc) VALUES(?,?,?)")?.execute(params![id, coll, doc])?;
     Ok(())
 }
 
-/// Some records that wait: id, collection, document.
-pub fn waiting_records(c: &Connection, limit: u32) -> rusqlite::Result<Vec<(Vec<u8>, String, Vec<u8>)>> {
-    c.prepare_cached("SELECT id, coll, doc FROM records LIMIT ?")?
-        .query_map([limit], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
+/// A record on its way.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Its number, for [`drop_record`].
+    pub n: i64,
+    /// `_id` of the record.
+    pub id: Vec<u8>,
+    /// Collection in the local database.
+    pub coll: String,
+    /// Fields to set.
+    pub doc: Vec<u8>,
+}
+
+/// The records that have waited longest.
+pub fn waiting_records(c: &Connection, limit: u32) -> rusqlite::Result<Vec<Waiting>> {
+    c.prepare_cached("SELECT n, id, coll, doc FROM records ORDER BY n LIMIT ?")?
+        .query_map([limit], |r| Ok(Waiting { n: r.get(0)?, id: r.get(1)?, coll: r.get(2)?, doc: r.get(3)? }))?
         .collect()
 }
 
-/// Forgets a record that was written as it stands here.
-pub fn drop_record(c: &Connection, id: &[u8], doc: &[u8]) -> rusqlite::Result<()> {
-    c.prepare_cached("DELETE FROM records WHERE id = ? AND doc = ?")?.execute(params![id, doc])?;
+/// Forgets a record that was written.
+pub fn drop_record(c: &Connection, n: i64) -> rusqlite::Result<()> {
+    c.prepare_cached("DELETE FROM records WHERE n = ?")?.execute([n])?;
     Ok(())
 }
 
-/// The open conflict of a key: its record's id and kind.
-pub fn open_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<([u8; 12], String)>> {
-    c.prepare_cached("SELECT conflict, kind FROM open_conflicts WHERE key = ?")?
-        .query_row([key.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
+/// A conflict that a key waits on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenConflict {
+    /// `_id` of its record in `conflict_logs`.
+    pub id: [u8; 12],
+    /// Its kind.
+    pub kind: String,
+    /// The document that holds the unique value.
+    pub other: Option<Key>,
+}
+
+/// The open conflict of a key.
+pub fn open_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<OpenConflict>> {
+    c.prepare_cached("SELECT conflict, kind, other FROM open_conflicts WHERE key = ?")?
+        .query_row([key.as_bytes()], |r| {
+            let other: Option<Vec<u8>> = r.get(2)?;
+            Ok(OpenConflict { id: r.get(0)?, kind: r.get(1)?, other: other.map(Key::from_bytes) })
+        })
         .optional()
 }
 
 /// Notes that a key waits on a conflict.
-pub fn put_open_conflict(c: &Connection, key: &Key, id: &[u8; 12], kind: &str) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO open_conflicts(key, conflict, kind) VALUES(?,?,?)")?.execute(params![
-        key.as_bytes(),
-        id,
-        kind
-    ])?;
+pub fn put_open_conflict(c: &Connection, key: &Key, conflict: &OpenConflict) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT OR REPLACE INTO open_conflicts(key, conflict, kind, other) VALUES(?,?,?,?)")?.execute(
+        params![key.as_bytes(), conflict.id, conflict.kind, conflict.other.as_ref().map(Key::as_bytes)],
+    )?;
     Ok(())
 }
 
 /// Closes the conflict of a key and frees all keys that wait on it. Its record's id, if there was one.
 pub fn close_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<[u8; 12]>> {
-    let Some((id, _)) = open_conflict(c, key)? else { return Ok(None) };
+    let Some(OpenConflict { id, .. }) = open_conflict(c, key)? else { return Ok(None) };
     for table in ["outbox", "inbox"] {
         c.prepare_cached(&format!(
             "UPDATE {table} SET held = NULL, reason = NULL, next_at = 0, attempts = 0 WHERE held = 'conflict'

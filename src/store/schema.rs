@@ -36,10 +36,12 @@ CREATE TABLE intents(key BLOB PRIMARY KEY, side INTEGER NOT NULL, new BLOB, base
 -- Documents whose sync fields have to be brought up to date; gen counts the requests.
 CREATE TABLE stamps(key BLOB PRIMARY KEY, id BLOB NOT NULL, gen INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 -- Open conflicts by document key; two keys may share one (a unique clash).
-CREATE TABLE open_conflicts(key BLOB PRIMARY KEY, conflict BLOB NOT NULL, kind TEXT NOT NULL) WITHOUT ROWID;
+-- other: the document that holds the unique value.
+CREATE TABLE open_conflicts(key BLOB PRIMARY KEY, conflict BLOB NOT NULL, kind TEXT NOT NULL, other BLOB) WITHOUT ROWID;
 CREATE INDEX open_conflicts_id ON open_conflicts(conflict);
--- Records on their way into conflict_logs and sync_logs; written by _id, so a repeat does no harm.
-CREATE TABLE records(id BLOB PRIMARY KEY, coll TEXT NOT NULL, doc BLOB NOT NULL) WITHOUT ROWID;
+-- Records on their way into conflict_logs and sync_logs: fields to be set in the record with that _id,
+-- in order; a repeat does no harm.
+CREATE TABLE records(n INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, coll TEXT NOT NULL, doc BLOB NOT NULL);
 INSERT INTO meta(k, v) VALUES('seq', 0);
 ";
 
