@@ -26,7 +26,7 @@ const HUGE: usize = 7 << 20;
 const GUARD_FAILED: i32 = 241;
 
 /// One document to be brought from what we have seen to what it shall be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Write {
     /// Which document.
     pub key: Key,

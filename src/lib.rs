@@ -1,7 +1,9 @@
 //! Sangam keeps a local MongoDB replica set and a remote one equal, both ways.
 
+pub mod batch;
 pub mod command;
 pub mod config;
+pub mod conflicts;
 pub mod content;
 pub mod daemon;
 pub mod decide;
@@ -9,11 +11,22 @@ pub mod exact;
 pub mod failpoint;
 pub mod failure;
 pub mod guard;
+pub mod halt;
+pub mod identity;
 pub mod key;
 pub mod link;
+pub mod probe;
+pub mod pull;
 pub mod raw;
+pub mod reconcile;
+pub mod recorder;
 pub mod retry;
 pub mod runs;
+pub(crate) mod settle;
 pub mod shared;
 pub mod side;
+pub mod stamp;
 pub mod store;
+pub mod tail;
+pub(crate) mod unique;
+pub mod worker;

@@ -53,6 +53,8 @@ pub struct Shared {
     pub stamp: Notify,
     /// Keys that a batch is working on: never two writes for one document.
     pub busy: Mutex<HashSet<Key>>,
+    /// Keys that were worked on since a reconcile's look began; `None` while none runs.
+    pub touched: Mutex<Option<HashSet<Key>>>,
     /// Keys whose last write may still land (R4).
     late: Mutex<HashMap<Key, Instant>>,
     /// Batches at work.
@@ -63,6 +65,8 @@ pub struct Shared {
     pub stream_moved: Notify,
     /// Clock of a side minus ours in ms: local, remote.
     offsets: [AtomicI64; 2],
+    /// The remote offers no change stream.
+    pub no_stream: AtomicBool,
     /// Whether `pause` is in force.
     pub paused: AtomicBool,
     /// Counts of the run at work.
@@ -156,11 +160,13 @@ impl Shared {
             reconcile: Notify::new(),
             stamp: Notify::new(),
             busy: Mutex::default(),
+            touched: Mutex::default(),
             late: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             streams: Mutex::default(),
             stream_moved: Notify::new(),
             offsets: [AtomicI64::new(0), AtomicI64::new(0)],
+            no_stream: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             runs: Runs::default(),
             progress: Mutex::default(),
@@ -287,6 +293,11 @@ impl Shared {
             .databases
             .iter()
             .all(|db| streams.get(&(side, db.clone())).is_some_and(|s| s.open))
+    }
+
+    /// Whether the remote's change stream is followed, by configuration and by what the remote offers.
+    pub fn follows(&self) -> bool {
+        self.settings().config.pull.follow && !self.no_stream.load(Ordering::Relaxed)
     }
 
     /// Whether documents may be moved now.

@@ -107,31 +107,31 @@ impl Endpoint {
         self.run(db, raw).await
     }
 
-    /// Runs a command that answers with a cursor; all its documents as bytes, as they come, to `each`.
+    /// Runs a command that answers with a cursor; its documents as bytes.
+    pub async fn cursor(self: &Arc<Self>, db: &str, command: RawDocumentBuf) -> Result<Rows, Failure> {
+        let db = self.client.database(db);
+        let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
+        let cursor = opening.await.map_err(|_| Failure::timeout())?.map_err(|e| self.failure(&e))?;
+        Ok(Rows { endpoint: self.clone(), cursor: cursor.with_type() })
+    }
+
+    /// The same, all documents to `each` as they come.
     pub async fn query(
-        &self,
+        self: &Arc<Self>,
         db: &str,
         command: RawDocumentBuf,
         mut each: impl FnMut(RawDocumentBuf),
     ) -> Result<(), Failure> {
-        use futures::TryStreamExt as _;
-        let db = self.client.database(db);
-        let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
-        let cursor = opening.await.map_err(|_| Failure::timeout())?.map_err(|e| self.failure(&e))?;
-        let mut cursor = cursor.with_type::<RawDocumentBuf>();
-        loop {
-            // Batches are 16 MiB at most; on a slow link they take their time.
-            let next = tokio::time::timeout(deadline(16 << 20), cursor.try_next());
-            match next.await.map_err(|_| Failure::timeout())?.map_err(|e| self.failure(&e))? {
-                Some(found) => each(found),
-                None => return Ok(()),
-            }
+        let mut rows = self.cursor(db, command).await?;
+        while let Some(found) = rows.next().await? {
+            each(found);
         }
+        Ok(())
     }
 
     /// Reads documents of one collection by `_id`, majority committed; absent ones are left out.
     pub async fn read(
-        &self,
+        self: &Arc<Self>,
         db: &str,
         coll: &str,
         ns: u32,
@@ -204,6 +204,22 @@ impl Endpoint {
         // Without the right to read the configuration, the election id's upper half and the set's name remain.
         let reply = self.run_doc("admin", doc! {"hello": 1}).await?;
         Ok(reply.get_str("setName").unwrap_or("mongos").to_owned())
+    }
+}
+
+/// Documents of a cursor.
+pub struct Rows {
+    endpoint: Arc<Endpoint>,
+    cursor: mongodb::Cursor<RawDocumentBuf>,
+}
+
+impl Rows {
+    /// The next document, or `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<RawDocumentBuf>, Failure> {
+        use futures::TryStreamExt as _;
+        // Batches are 16 MiB at most; on a slow link they take their time.
+        let next = tokio::time::timeout(deadline(16 << 20), self.cursor.try_next());
+        next.await.map_err(|_| Failure::timeout())?.map_err(|e| self.endpoint.failure(&e))
     }
 }
 

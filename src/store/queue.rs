@@ -254,7 +254,8 @@ pub fn claim(c: &Connection, what: &Claim, busy: &mut HashSet<Key>) -> rusqlite:
     Ok((works, end))
 }
 
-fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<Row>> {
+/// The row of a key, if it is queued.
+pub fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<Row>> {
     c.prepare_cached(&format!("SELECT seq, attempts, at FROM {} WHERE key = ?", table(of)))?
         .query_row([key.as_bytes()], |r| Ok(Row { seq: r.get(0)?, attempts: r.get(1)?, at: r.get(2)? }))
         .optional()
@@ -324,18 +325,20 @@ pub fn counts(c: &Connection, of: Side) -> rusqlite::Result<Counts> {
     })
 }
 
-/// Rows that are not held and were queued no later than sequence number `seq`, in these namespaces.
-pub fn ready_up_to(c: &Connection, seq: i64, only: &[u32]) -> rusqlite::Result<u64> {
+/// Rows that are not held and were queued no later than sequence number `seq`: in the namespaces
+/// `only` (all, if empty), never in those of `never`.
+pub fn ready_up_to(c: &Connection, seq: i64, only: &[u32], never: &[u32]) -> rusqlite::Result<u64> {
     let mut total = 0;
     for table in ["outbox", "inbox"] {
-        if only.is_empty() {
+        if only.is_empty() && never.is_empty() {
             total += c
                 .prepare_cached(&format!("SELECT count(*) FROM {table} WHERE held IS NULL AND seq <= ?"))?
                 .query_row([seq], |r| r.get::<_, u64>(0))?;
         } else {
             let mut rows = c.prepare_cached(&format!("SELECT key FROM {table} WHERE held IS NULL AND seq <= ?"))?;
             for key in rows.query_map([seq], |r| r.get(0))? {
-                total += u64::from(only.contains(&Key::from_bytes(key?).ns()));
+                let ns = Key::from_bytes(key?).ns();
+                total += u64::from((only.is_empty() || only.contains(&ns)) && !never.contains(&ns));
             }
         }
     }

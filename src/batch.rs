@@ -1,0 +1,366 @@
+//! One batch: look at the documents, decide each, write, settle.
+//!
+//! Three looks at most. The first one assumes that the remote still holds base where only the local
+//! side is known to have changed, which saves reading it: the guard finds out (R6). What the guard
+//! refuses is looked at again, with both sides read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::conflicts::Found;
+use crate::content::{self, strip};
+use crate::decide::{self, Clash, Decision, Rules, Side, Target, View};
+use crate::failure::Failure;
+use crate::guard::{self, Duplicate, Form, Write};
+use crate::key::Key;
+use crate::raw;
+use crate::retry::delay_of_attempt;
+use crate::settle::{self, Settlement};
+use crate::shared::{Settings, Shared, lock};
+use crate::store::base::Intent;
+use crate::store::queue::Work;
+
+/// Looks at a batch before what is left of it goes back to the queue.
+const LOOKS: usize = 4;
+
+/// A document on its way through a batch.
+pub(crate) struct Item {
+    pub(crate) work: Work,
+    pub(crate) ns: Arc<Namespace>,
+    /// The documents as last read.
+    pub(crate) local: Option<Vec<u8>>,
+    pub(crate) remote: Option<Vec<u8>>,
+    /// Whether `remote` was read, rather than believed to be base.
+    remote_known: bool,
+    pub(crate) state: State,
+}
+
+/// Where an item stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum State {
+    /// To be looked at (again).
+    Look,
+    /// Nothing more to do in this batch.
+    Done,
+    /// A unique index refused the write to that side.
+    Clash(Side, Write, Duplicate),
+}
+
+/// A namespace of the batch.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    pub(crate) number: u32,
+    pub(crate) db: String,
+    pub(crate) coll: String,
+    pub(crate) shown: String,
+}
+
+/// A write that was decided.
+pub(crate) struct Planned {
+    pub(crate) item: usize,
+    pub(crate) side: Side,
+    pub(crate) write: Write,
+    pub(crate) form: Form,
+    pub(crate) base_after: Option<Vec<u8>>,
+    /// Whether both sides are equal once it is done.
+    pub(crate) last: bool,
+    pub(crate) clash: Option<Clash>,
+}
+
+impl Planned {
+    pub(crate) fn intent(&self, epoch: i64) -> Intent {
+        Intent {
+            side: self.side,
+            new: self.write.new.clone(),
+            base_after: self.base_after.clone(),
+            fields: self.form.fields().map(<[_]>::to_vec),
+            epoch,
+        }
+    }
+}
+
+/// Works through claimed keys and lets go of them. An error means that a side or the store failed.
+pub async fn process(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
+    let keys: Vec<Key> = works.iter().map(|w| w.key.clone()).collect();
+    let outcome = run(shared, works).await;
+    if let Some(touched) = lock(&shared.touched).as_mut() {
+        touched.extend(keys.iter().cloned());
+    }
+    let mut busy = lock(&shared.busy);
+    for key in &keys {
+        busy.remove(key);
+    }
+    outcome
+}
+
+async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
+    let settings = shared.settings();
+    let mut namespaces: HashMap<u32, Arc<Namespace>> = HashMap::new();
+    let mut items = Vec::with_capacity(works.len());
+    for work in works {
+        let n = work.key.ns();
+        let ns = match namespaces.get(&n) {
+            Some(ns) => ns.clone(),
+            None => {
+                let Some((db, coll)) = shared.store.namespace_name(n) else { continue };
+                let shown = settings.display(&db, &coll);
+                let ns = Arc::new(Namespace { number: n, db, coll, shown });
+                namespaces.insert(n, ns.clone());
+                ns
+            }
+        };
+        items.push(Item { work, ns, local: None, remote: None, remote_known: false, state: State::Look });
+    }
+    for look in 0..LOOKS {
+        if items.iter().all(|i| i.state != State::Look) {
+            break;
+        }
+        read(shared, &mut items, look > 0).await?;
+        let planned = decide_all(shared, &settings, &mut items).await?;
+        if !planned.is_empty() {
+            write_all(shared, &settings, &mut items, planned).await?;
+        }
+        crate::unique::untie_all(shared, &settings, &mut items).await?;
+    }
+    let left: Vec<Work> = items.into_iter().filter(|i| i.state == State::Look).map(|i| i.work).collect();
+    settle::put_back(shared, left, delay_of_attempt(&settings.config.retry, 1)).await
+}
+
+/// Reads what has to be known. Both sides at once, a collection after the other.
+async fn read(shared: &Arc<Shared>, items: &mut [Item], again: bool) -> Result<(), Failure> {
+    let mut by_ns: HashMap<u32, Vec<usize>> = HashMap::new();
+    for (i, item) in items.iter_mut().enumerate() {
+        if item.state == State::Look {
+            item.remote_known = again || item.work.inbox.is_some() || item.work.intent.is_some();
+            by_ns.entry(item.ns.number).or_default().push(i);
+        }
+    }
+    let remote = shared.endpoint(Side::Remote)?;
+    for indexes in by_ns.into_values() {
+        let ns = items[indexes[0]].ns.clone();
+        let ids = |known_only: bool| {
+            indexes.iter().map(|i| &items[*i]).filter(move |i| !known_only || i.remote_known).map(|i| &i.work.id)
+        };
+        let local_read = shared.local.read(&ns.db, &ns.coll, ns.number, ids(false));
+        let remote_read = remote.read(&ns.db, &ns.coll, ns.number, ids(true));
+        let (mut local, remote) = tokio::join!(local_read, remote_read);
+        if indexes.iter().any(|i| items[*i].remote_known) {
+            shared.note(Side::Remote, &remote);
+        }
+        let mut remote = remote?;
+        let local = local.as_mut().map_err(|f| f.clone())?;
+        for i in indexes {
+            let item = &mut items[i];
+            item.local = local.remove(&item.work.key);
+            item.remote = remote.remove(&item.work.key);
+        }
+    }
+    Ok(())
+}
+
+/// Decides every item that was read, stores what needs no write and the intents of what does.
+async fn decide_all(shared: &Arc<Shared>, settings: &Settings, items: &mut [Item]) -> Result<Vec<Planned>, Failure> {
+    let mut settlements: Vec<Settlement> = Vec::new();
+    let mut planned = Vec::new();
+    for (i, item) in items.iter_mut().enumerate() {
+        if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
+            continue;
+        }
+        let local = item.local.as_deref().map(|d| strip(d, &settings.sync_fields));
+        let there = item.remote.as_deref().map(|d| strip(d, &settings.sync_fields));
+        let base = item.work.base.as_deref();
+        let remote = if item.remote_known { there.as_deref() } else { base };
+        let view = View { local: local.as_deref(), base, remote };
+        let rules = Rules {
+            policy: settings.policy(&item.ns.coll),
+            updated_at: &settings.config.fields.updated_at,
+            skew_ms: shared.skew_ms(),
+            first_sync: false,
+        };
+        let mut decision = decide::decide(view, rules);
+        if shared.failpoints.mutated("lww_silent")
+            && let Decision::Hold(_) | Decision::Settle(_, Some(_)) = decision
+        {
+            decision = Decision::Settle(Target::Local, None);
+        }
+        match decision {
+            Decision::Agree => {
+                let base = (local.as_deref() != base).then(|| local.as_deref().map(<[u8]>::to_vec));
+                let unstamped = item.local.as_deref().is_some_and(|d| is_unstamped(d, settings));
+                let settlement = Settlement::Agreed {
+                    work: item.work.clone(),
+                    base,
+                    close: item.remote_known,
+                    stamp: unstamped && item.work.outbox.is_some(),
+                };
+                settlements.push(settlement);
+                item.state = State::Done;
+            }
+            Decision::Hold(clash) => {
+                let found = found(item, &clash);
+                settlements.push(Settlement::Held { work: item.work.clone(), found: Box::new(found) });
+                item.state = State::Done;
+            }
+            Decision::Settle(target, clash) => {
+                let plan = plan(i, item, target, clash, local.as_deref(), remote, settings);
+                planned.push(plan);
+            }
+        }
+    }
+    settle::commit(shared, settlements).await?;
+    Ok(planned)
+}
+
+/// A write of ours that may have happened is decided before anything else (R3). `false`: not now.
+fn settle_intent(shared: &Shared, settings: &Settings, item: &mut Item, settlements: &mut Vec<Settlement>) -> bool {
+    let Some(intent) = item.work.intent.take() else { return true };
+    let actual = match intent.side {
+        Side::Local => item.local.as_deref(),
+        Side::Remote => item.remote.as_deref(),
+    };
+    let actual = actual.map(|d| strip(d, &settings.sync_fields));
+    if landed(&intent, actual.as_deref()) {
+        item.work.base = intent.base_after.clone();
+        settlements.push(Settlement::Landed { work: item.work.clone(), intent });
+        return true;
+    }
+    if let Some(until) = shared.late_until(&item.work.key, intent.epoch) {
+        // It may still happen: deciding now could take our own write for somebody else's edit (R4).
+        let wait = until.saturating_duration_since(Instant::now().into_std());
+        settlements.push(Settlement::Deferred { work: item.work.clone(), wait });
+        item.work.intent = Some(intent);
+        item.state = State::Done;
+        return false;
+    }
+    settlements.push(Settlement::NotLanded { key: item.work.key.clone() });
+    true
+}
+
+/// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
+/// have changed further ones.
+fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
+    if actual == intent.new.as_deref() {
+        return true;
+    }
+    match (&intent.fields, actual, &intent.new) {
+        (Some(fields), Some(actual), Some(new)) => {
+            content::agree_on(actual, new, fields.iter().map(Vec::as_slice))
+        }
+        _ => false,
+    }
+}
+
+fn is_unstamped(doc: &[u8], settings: &Settings) -> bool {
+    settings.config.sync.stamp_documents
+        && raw::get(doc, settings.config.fields.sync_status.as_bytes())
+            .is_some_and(|e| raw::text(&e) != Some("synced"))
+}
+
+/// The record of a clash, from the documents as read.
+fn found(item: &Item, clash: &Clash) -> Found {
+    let with_id = |d: &Option<Vec<u8>>| d.as_ref().map(|d| (item.work.id.clone(), d.clone()));
+    let notes = match clash.kind {
+        decide::Kind::DeleteUpdate => "one side deleted the document, the other changed it".to_owned(),
+        decide::Kind::InsertInsert => "both sides created this _id with different content".to_owned(),
+        _ => format!("both sides changed {}", if clash.fields.is_empty() { "it" } else { "the same field" }),
+    };
+    Found {
+        key: item.work.key.clone(),
+        kind: clash.kind,
+        collection: item.ns.shown.clone(),
+        local: with_id(&item.local),
+        remote: with_id(&item.remote),
+        base: item.work.base.clone(),
+        fields: clash.fields.clone(),
+        other: None,
+        notes,
+    }
+}
+
+/// The next write towards the target. A merge is written to the remote first; base then becomes the
+/// local content, so that the rest is a plain pull even after a crash.
+fn plan(
+    index: usize,
+    item: &Item,
+    target: Target,
+    clash: Option<Clash>,
+    local: Option<&[u8]>,
+    remote: Option<&[u8]>,
+    settings: &Settings,
+) -> Planned {
+    let (side, expect, new, base_after, last) = match target {
+        Target::Local => (Side::Remote, remote, local.map(<[u8]>::to_vec), local.map(<[u8]>::to_vec), true),
+        Target::Remote => (Side::Local, local, remote.map(<[u8]>::to_vec), remote.map(<[u8]>::to_vec), true),
+        Target::Merged(merged) => (Side::Remote, remote, Some(merged), local.map(<[u8]>::to_vec), false),
+    };
+    let write =
+        Write { key: item.work.key.clone(), id: item.work.id.clone(), expect: expect.map(<[u8]>::to_vec), new };
+    let form = guard::form(&write, &settings.sync_fields);
+    Planned { item: index, side, write, form, base_after, last, clash }
+}
+
+/// Stores the intents, writes by side and collection, settles what came of it.
+async fn write_all(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    items: &mut [Item],
+    mut planned: Vec<Planned>,
+) -> Result<(), Failure> {
+    crate::unique::check_configured(shared, settings, items, &mut planned).await?;
+    if shared.failpoints.mutated("unguarded") {
+        believe_anything(shared, settings, items, &mut planned).await?;
+    }
+    let epoch = shared.store.epoch();
+    settle::put_intents(shared, &planned, epoch).await?;
+    shared.failpoints.crash("before_write");
+    let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();
+    for p in planned {
+        groups.entry((p.side, items[p.item].ns.number)).or_default().push(p);
+    }
+    let mut failed = None;
+    for ((side, _), group) in groups {
+        let ns = items[group[0].item].ns.clone();
+        let endpoint = shared.endpoint(side)?;
+        let writes: Vec<_> = group.iter().map(|p| (p.write.clone(), p.form.clone())).collect();
+        let stamp = shared.stamp_for(settings, side);
+        let outcome = guard::write(&endpoint, (&ns.db, &ns.coll), &writes, &settings.sync_fields, stamp).await;
+        shared.failpoints.crash("after_write_before_ack");
+        let failure = outcome.failure.clone();
+        shared.note(side, &failure.clone().map_or(Ok(()), Err));
+        settle::verdicts(shared, settings, items, group, outcome.verdicts, epoch).await?;
+        shared.failpoints.crash("after_base");
+        failed = failed.or(failure.filter(Failure::is_offline));
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// The mutation `unguarded`: takes whatever stands there now for what was expected.
+async fn believe_anything(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    items: &[Item],
+    planned: &mut [Planned],
+) -> Result<(), Failure> {
+    for p in planned {
+        let ns = &items[p.item].ns;
+        let endpoint = shared.endpoint(p.side)?;
+        let mut now = endpoint.read(&ns.db, &ns.coll, ns.number, std::iter::once(&p.write.id)).await?;
+        p.write.expect = now.remove(&p.write.key).map(|d| strip(&d, &settings.sync_fields).into_owned());
+        p.form = guard::form(&p.write, &settings.sync_fields);
+    }
+    Ok(())
+}
+
+/// Puts a rejected document on record, for [`settle`].
+pub(crate) fn rejected(item: &Item, side: Side, code: i32, message: &str) -> Found {
+    let mut found = found(item, &Clash { kind: decide::Kind::Rejected, fields: vec![] });
+    found.notes = format!("the {} database refuses the document: {message} (code {code})", side.name());
+    found
+}
+
+/// The record of a clash that the policy settled.
+pub(crate) fn overruled(item: &Item, clash: &Clash) -> Found {
+    found(item, clash)
+}

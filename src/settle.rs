@@ -1,0 +1,314 @@
+//! Settling: what became of a batch goes into the store, a transaction a step (R2, R3).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+
+use crate::batch::{self, Item, Planned, State};
+use crate::config::Policy;
+use crate::conflicts::{self, Found};
+use crate::decide::Side;
+use crate::failure::Failure;
+use crate::guard::{Form, Verdict};
+use crate::key::Key;
+use crate::retry::delay_of_attempt;
+use crate::shared::{Settings, Shared};
+use crate::store::base::{self, Intent, echo_bit};
+use crate::store::queue::{self, Change, Row, Work};
+use crate::store::records;
+
+/// What is known of a document without a write.
+pub(crate) enum Settlement {
+    /// Both sides are equal; `base` is the new one, if it changes.
+    Agreed {
+        work: Work,
+        base: Option<Option<Vec<u8>>>,
+        /// Both sides were read, so a conflict of this key is over.
+        close: bool,
+        stamp: bool,
+    },
+    /// A clash waits for a person.
+    Held { work: Work, found: Box<Found> },
+    /// A write that may have happened did.
+    Landed { work: Work, intent: Intent },
+    /// It did not, and can't any more.
+    NotLanded { key: Key },
+    /// It may still happen.
+    Deferred { work: Work, wait: Duration },
+}
+
+/// The store failing is ours, not a side's.
+pub(crate) fn store_failed(e: crate::store::StoreError) -> Failure {
+    Failure::fatal(e.to_string())
+}
+
+/// Stores settlements, all in one transaction.
+pub(crate) async fn commit(shared: &Arc<Shared>, settlements: Vec<Settlement>) -> Result<(), Failure> {
+    if settlements.is_empty() {
+        return Ok(());
+    }
+    let now = Utc::now().timestamp_millis();
+    let no_seq = shared.failpoints.mutated("clear_noseq");
+    let held: Vec<String> = shared
+        .store
+        .call(move |c| {
+            let mut new_conflicts = Vec::new();
+            for settlement in &settlements {
+                match settlement {
+                    Settlement::Agreed { work, base, close, stamp } => {
+                        if let Some(content) = base {
+                            base::put(c, &work.key, content.as_deref(), 0, 0)?;
+                        }
+                        remove_rows(c, work, no_seq)?;
+                        if *close {
+                            conflicts::close_if_open(c, &work.key)?;
+                        }
+                        if *stamp {
+                            records::put_stamp(c, &work.key, &work.id)?;
+                        }
+                    }
+                    Settlement::Held { work, found } => {
+                        if conflicts::open(c, found, work)? {
+                            new_conflicts.push(found.collection.clone());
+                        }
+                    }
+                    Settlement::Landed { work, intent } => {
+                        base::put(c, &work.key, intent.base_after.as_deref(), 0, 3)?;
+                        base::drop_intent(c, &work.key)?;
+                        // Nobody knows which events of it are still owed, nor whether the stamp was lost.
+                        records::put_stamp(c, &work.key, &work.id)?;
+                    }
+                    Settlement::NotLanded { key } => base::drop_intent(c, key)?,
+                    Settlement::Deferred { work, wait } => {
+                        let until = now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2);
+                        for side in [Side::Local, Side::Remote] {
+                            queue::defer(c, side, &work.key, until, false, Some("waits until a lost answer can't matter any more"))?;
+                        }
+                    }
+                }
+            }
+            Ok(new_conflicts)
+        })
+        .await
+        .map_err(store_failed)?;
+    for collection in held {
+        shared.runs.conflict(&collection);
+    }
+    shared.stamp.notify_one();
+    Ok(())
+}
+
+fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite::Result<()> {
+    if no_seq {
+        // The mutation `clear_noseq`: a key made dirty again in flight is forgotten.
+        for table in ["outbox", "inbox"] {
+            c.execute(&format!("DELETE FROM {table} WHERE key = ?"), [work.key.as_bytes()])?;
+        }
+        return Ok(());
+    }
+    for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
+        if let Some(row) = row {
+            queue::remove(c, side, &work.key, row.seq)?;
+        }
+    }
+    Ok(())
+}
+
+/// Stores the intents of a batch before its first write (R3).
+pub(crate) async fn put_intents(shared: &Arc<Shared>, planned: &[Planned], epoch: i64) -> Result<(), Failure> {
+    let base_first = shared.failpoints.mutated("base_first");
+    let no_intent = shared.failpoints.mutated("no_intent");
+    let intents: Vec<_> = planned.iter().map(|p| (p.write.key.clone(), p.intent(epoch))).collect();
+    shared
+        .store
+        .call(move |c| {
+            for (key, intent) in &intents {
+                if base_first {
+                    base::put(c, key, intent.base_after.as_deref(), 0, 3)?;
+                }
+                if !no_intent {
+                    base::put_intent(c, key, intent)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+        .map_err(store_failed)
+}
+
+/// One verdict with all that its settlement needs, free of borrows.
+struct Settled {
+    work: Work,
+    planned: Planned,
+    verdict: Verdict,
+    overruled: Option<Found>,
+    rejected: Option<Found>,
+}
+
+/// Stores what became of the writes of one side and collection, and moves the items on.
+pub(crate) async fn verdicts(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    items: &mut [Item],
+    group: Vec<Planned>,
+    verdicts: Vec<Verdict>,
+    epoch: i64,
+) -> Result<(), Failure> {
+    let max_retries = settings.config.sync.max_retries;
+    let mut settled = Vec::with_capacity(group.len());
+    let mut indexes = Vec::with_capacity(group.len());
+    for (planned, verdict) in group.into_iter().zip(verdicts) {
+        let item = &mut items[planned.item];
+        indexes.push(planned.item);
+        let mut overruled = None;
+        let mut refused = None;
+        item.state = match &verdict {
+            Verdict::Done => {
+                let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
+                shared.runs.moved(planned.side, &item.ns.shown, bytes);
+                overruled = planned.clash.as_ref().map(|clash| batch::overruled(item, clash));
+                item.work.base.clone_from(&planned.base_after);
+                if planned.last { State::Done } else { State::Look }
+            }
+            Verdict::Modified => State::Look,
+            Verdict::Duplicate(dup) => State::Clash(planned.side, planned.write.clone(), dup.clone()),
+            Verdict::Rejected { code, message } => {
+                refused = Some(batch::rejected(item, planned.side, *code, message));
+                State::Done
+            }
+            Verdict::Unknown { late } => {
+                item.work.intent = Some(planned.intent(epoch));
+                if *late {
+                    shared.set_late(&item.work.key);
+                    State::Done
+                } else {
+                    State::Look
+                }
+            }
+        };
+        settled.push(Settled { work: item.work.clone(), planned, verdict, overruled, rejected: refused });
+    }
+    let policy_name = |collection: &str| match settings.policy(collection) {
+        Policy::Manual => "keep_update",
+        Policy::NewestWins => "newest_wins",
+        Policy::LocalWins => "local_wins",
+        Policy::RemoteWins => "remote_wins",
+    };
+    let strategy = indexes.first().map_or("manual", |i| policy_name(&items[*i].ns.coll));
+    let retry = settings.config.retry.clone();
+    let stamping = settings.config.sync.stamp_documents;
+    let no_seq = shared.failpoints.mutated("clear_noseq");
+    let (rows, conflicts) = shared
+        .store
+        .call(move |c| {
+            let mut rows = Vec::with_capacity(settled.len());
+            let mut conflicts = Vec::new();
+            for s in &settled {
+                rows.push(None);
+                let key = &s.planned.write.key;
+                match &s.verdict {
+                    Verdict::Done => {
+                        done(c, s, strategy, stamping, no_seq)?;
+                        conflicts.extend(s.overruled.as_ref().map(|f| f.collection.clone()));
+                        if !s.planned.last {
+                            let change = Change { key: key.clone(), id: s.work.id.clone(), hint: None };
+                            queue::enqueue(c, Side::Remote, &[change], Utc::now().timestamp_millis())?;
+                            *rows.last_mut().expect("pushed above") = queue::get_row(c, Side::Remote, key)?;
+                        }
+                    }
+                    Verdict::Modified | Verdict::Duplicate(_) => base::drop_intent(c, key)?,
+                    Verdict::Rejected { message, .. } => {
+                        base::drop_intent(c, key)?;
+                        conflicts.extend(refuse(c, s, message, max_retries, &retry)?);
+                    }
+                    Verdict::Unknown { .. } => {}
+                }
+            }
+            Ok((rows, conflicts))
+        })
+        .await
+        .map_err(store_failed)?;
+    for (index, row) in indexes.into_iter().zip(rows) {
+        if row.is_some() {
+            items[index].work.inbox = row;
+        }
+    }
+    for collection in conflicts {
+        shared.runs.conflict(&collection);
+    }
+    if stamping {
+        shared.stamp.notify_one();
+    }
+    Ok(())
+}
+
+fn done(c: &rusqlite::Connection, s: &Settled, strategy: &str, stamping: bool, no_seq: bool) -> rusqlite::Result<()> {
+    let p = &s.planned;
+    let key = &p.write.key;
+    // The insert event of our own create is still to come; an event of that side that was looked at
+    // takes the debt away.
+    let created = matches!(p.form, Form::Insert | Form::Create);
+    let bit = echo_bit(p.side);
+    let looked = if s.work.inbox.is_some() { echo_bit(Side::Remote) } else { 0 };
+    base::put(c, key, p.base_after.as_deref(), if created { bit } else { 0 }, bit | looked)?;
+    base::drop_intent(c, key)?;
+    if let Some(found) = &s.overruled {
+        conflicts::settled_by_policy(c, found, strategy)?;
+    }
+    if p.last {
+        remove_rows(c, &s.work, no_seq)?;
+        conflicts::close_if_open(c, key)?;
+        if stamping && p.side == Side::Remote {
+            records::put_stamp(c, key, &s.work.id)?;
+        }
+    }
+    Ok(())
+}
+
+/// A refused document: tried again a few times, then parked with its reason (R19).
+fn refuse(
+    c: &rusqlite::Connection,
+    s: &Settled,
+    message: &str,
+    max_retries: u32,
+    retry: &crate::config::RetryConfig,
+) -> rusqlite::Result<Option<String>> {
+    let attempts = s.work.outbox.as_ref().or(s.work.inbox.as_ref()).map_or(0, |r: &Row| r.attempts) + 1;
+    if attempts < max_retries.max(1) {
+        let delay = i64::try_from(delay_of_attempt(retry, attempts).as_millis()).unwrap_or(i64::MAX / 2);
+        let due = Utc::now().timestamp_millis() + delay;
+        for (side, row) in [(Side::Local, &s.work.outbox), (Side::Remote, &s.work.inbox)] {
+            if row.is_some() {
+                queue::defer(c, side, &s.work.key, due, true, Some(message))?;
+            }
+        }
+        return Ok(None);
+    }
+    let Some(found) = &s.rejected else { return Ok(None) };
+    let is_new = conflicts::open(c, found, &s.work)?;
+    conflicts::hold(c, &s.work, "failed", &found.notes)?;
+    Ok(is_new.then(|| found.collection.clone()))
+}
+
+/// Puts back what a batch could not finish; it is looked at again after `wait`.
+pub(crate) async fn put_back(shared: &Arc<Shared>, left: Vec<Work>, wait: Duration) -> Result<(), Failure> {
+    if left.is_empty() {
+        return Ok(());
+    }
+    let due = Utc::now().timestamp_millis() + i64::try_from(wait.as_millis()).unwrap_or(0);
+    shared
+        .store
+        .call(move |c| {
+            for work in &left {
+                for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
+                    if row.is_some() {
+                        queue::defer(c, side, &work.key, due, false, None)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
+        .map_err(store_failed)
+}

@@ -1,0 +1,179 @@
+//! Stamping: keeps the sync fields of local documents current, behind the traffic.
+//!
+//! A stamp says what the store knows *now* (pending, synced, conflict, failed) and is guarded by the
+//! whole document as read, so that an edit that came in between never looks synced. Documents with
+//! duplicate names are left alone: no pipeline can carry them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::content::{has_duplicates, strip};
+use crate::decide::Side;
+use crate::failure::{Class, Failure};
+use crate::key::{Id, Key};
+use crate::raw::{self, Writer, index_name};
+use crate::settle::store_failed;
+use crate::shared::{Settings, Shared};
+use crate::side::MAX_TIME;
+use crate::store::queue;
+use crate::store::{base, records};
+
+/// Documents stamped in one command.
+const BATCH: u32 = 1000;
+
+/// Longest wait for the traffic to pause.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs until the daemon ends.
+pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
+    loop {
+        tokio::select! {
+            () = shared.cancel.cancelled() => return Ok(()),
+            () = shared.stamp.notified() => {}
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+        }
+        let began = tokio::time::Instant::now();
+        while shared.in_flight.load(Ordering::Relaxed) > 1 && began.elapsed() < PATIENCE && !shared.cancel.is_cancelled()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        loop {
+            match stamp_some(&shared).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(failure) if failure.class == Class::Fatal => return Err(failure),
+                Err(failure) => {
+                    tracing::debug!(%failure, "stamping waits");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// What a document's fields shall say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Synced(Side),
+    Pending,
+    Conflict,
+    Failed,
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Synced(_) => "synced",
+            Self::Pending => "pending",
+            Self::Conflict => "conflict",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+struct Due {
+    key: Key,
+    id: Id,
+    request: i64,
+    status: Status,
+    base: Option<Vec<u8>>,
+}
+
+fn due(c: &rusqlite::Connection) -> rusqlite::Result<Vec<Due>> {
+    let mut all = Vec::new();
+    for (key, id, request) in records::due_stamps(c, BATCH)? {
+        let held: Option<Option<String>> = {
+            use rusqlite::OptionalExtension as _;
+            c.prepare_cached("SELECT held FROM outbox WHERE key = ? UNION ALL SELECT held FROM inbox WHERE key = ? LIMIT 1")?
+                .query_row([key.as_bytes(), key.as_bytes()], |r| r.get(0))
+                .optional()?
+        };
+        let outbox = queue::get_row(c, Side::Local, &key)?;
+        let status = match held {
+            Some(Some(held)) if held == "failed" => Status::Failed,
+            Some(Some(_)) => Status::Conflict,
+            _ if outbox.is_some() => Status::Pending,
+            _ => Status::Synced(Side::Local),
+        };
+        let base = base::get(c, &key)?.0;
+        all.push(Due { key, id, request, status, base });
+    }
+    Ok(all)
+}
+
+async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
+    let settings = shared.settings();
+    let due = shared.store.call(due).await.map_err(store_failed)?;
+    let count = due.len();
+    if settings.config.sync.stamp_documents {
+        let mut by_ns: HashMap<u32, Vec<&Due>> = HashMap::new();
+        for d in &due {
+            by_ns.entry(d.key.ns()).or_default().push(d);
+        }
+        for (ns, due) in by_ns {
+            let Some((db, coll)) = shared.store.namespace_name(ns) else { continue };
+            let docs = shared.local.read(&db, &coll, ns, due.iter().map(|d| &d.id)).await?;
+            for chunk in due.chunks(BATCH as usize) {
+                write(shared, &settings, (&db, &coll), chunk, &docs).await?;
+            }
+        }
+    }
+    let done: Vec<(Key, i64)> = due.into_iter().map(|d| (d.key, d.request)).collect();
+    shared
+        .store
+        .call(move |c| done.iter().try_for_each(|(key, request)| records::drop_stamp(c, key, *request)))
+        .await
+        .map_err(store_failed)?;
+    Ok(count)
+}
+
+async fn write(
+    shared: &Shared,
+    settings: &Settings,
+    (db, coll): (&str, &str),
+    due: &[&Due],
+    docs: &HashMap<Key, Vec<u8>>,
+) -> Result<(), Failure> {
+    let fields = &settings.config.fields;
+    let mut w = Writer::new();
+    w.str("update", coll).bool("ordered", false);
+    w.i32("maxTimeMS", i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"));
+    w.open_array("updates");
+    let mut n = 0;
+    for d in due {
+        let Some(doc) = docs.get(&d.key) else { continue };
+        let says = raw::get(doc, fields.sync_status.as_bytes());
+        let says = says.as_ref().and_then(raw::text);
+        let current = says == Some(d.status.name()) && !matches!(d.status, Status::Synced(_));
+        // Synced only if the document still is what both sides agreed on: an edit whose event is
+        // still on its way must not look synced.
+        let stale = matches!(d.status, Status::Synced(_))
+            && d.base.as_deref() != Some(strip(doc, &settings.sync_fields).as_ref());
+        if current || stale || has_duplicates(doc) {
+            continue;
+        }
+        w.open(index_name(n));
+        w.open("q").open("_id").value("$eq", d.id.kind, &d.id.value).close().close();
+        w.open_array("u").open("0").open("$replaceWith").open_array("$cond");
+        w.open("0").open_array("$eq").str("0", "$$ROOT").open("1").doc("$literal", doc).close().close().close();
+        w.open("1").open_array("$mergeObjects").str("0", "$$ROOT").open("1").str(&fields.sync_status, d.status.name());
+        if let Status::Synced(origin) = d.status {
+            w.str(&fields.synced_at, "$$NOW").str(&fields.origin, origin.name());
+        }
+        w.close().close().close();
+        w.str("2", "$$ROOT").close().close().close().close();
+        n += 1;
+    }
+    w.close();
+    if n == 0 {
+        return Ok(());
+    }
+    let reply = shared.local.run(db, w.command()).await?;
+    if let Ok(errors) = reply.get_array("writeErrors") {
+        // A validator of the app's own may refuse the sync fields; the content is unharmed.
+        tracing::debug!(coll, errors = errors.len(), "some documents could not be stamped");
+    }
+    Ok(())
+}

@@ -1,0 +1,395 @@
+//! Capture and follow: a change stream of one side into its queue.
+//!
+//! Both are the same code: *capture* tails the local side into the outbox, *follow* the remote into
+//! the inbox. Only keys and operations travel, with a small update description where there is one
+//! (R10); keys and resume token are committed in one transaction (R1). Lost history becomes a flag
+//! that starts a reconcile (R11).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, Timestamp, doc};
+use mongodb::change_stream::ChangeStream;
+use mongodb::change_stream::event::ResumeToken;
+use tokio::time::{Instant, timeout};
+
+use crate::decide::Side;
+use crate::failure::{Class, Failure};
+use crate::key::{Id, Key};
+use crate::raw;
+use crate::retry::Retry;
+use crate::shared::{OWN_COLLECTIONS, Shared, token_time};
+use crate::side::{Endpoint, deadline};
+use crate::store::queue::{self, Change};
+use crate::store::{self, base, records};
+
+/// Largest update description that travels with an event, in bytes; larger ones mean "look".
+const DESCRIPTION_BYTES: i32 = 2048;
+
+/// Most events in one transaction.
+const EVENTS: usize = 2000;
+
+/// How long an event waits for company before it is committed.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// How long the server holds an idle stream's request. Short of it nothing is read, so it bounds
+/// how stale "seen up to" can be.
+const AWAIT: Duration = Duration::from_millis(900);
+
+/// How often an idle stream's token is saved (R1): the oplog window is hours at the least.
+const SAVE_IDLE_TOKEN: Duration = Duration::from_secs(30);
+
+/// Name under which a stream's token is kept.
+pub fn token_name(side: Side, db: &str) -> String {
+    format!("token:{}:{db}", side.name())
+}
+
+/// Name of the flag that asks for a reconcile of a database; its value says why.
+pub fn reconcile_name(db: &str) -> String {
+    format!("reconcile:{db}")
+}
+
+/// Tails one database of one side until the daemon ends.
+pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Failure> {
+    let mut retry = Retry::new(&shared.settings().config.retry);
+    while !shared.cancel.is_cancelled() {
+        if side == Side::Remote {
+            tokio::select! {
+                () = shared.cancel.cancelled() => break,
+                () = shared.link.online() => {}
+            }
+        }
+        let outcome = tokio::select! {
+            () = shared.cancel.cancelled() => break,
+            outcome = tail(&shared, side, &db, &mut retry) => outcome,
+        };
+        shared.set_stream(side, &db, false, None);
+        let Err(stop) = outcome else { continue };
+        match stop {
+            Stop::Store(error) => return Err(Failure::fatal(error.to_string())),
+            Stop::Failure(failure) => {
+                shared.note::<()>(side, &Err(failure.clone()));
+                if failure.class == Class::HistoryLost {
+                    lose_history(&shared, side, &db, &failure).await?;
+                    continue;
+                }
+                let topic = format!("stream:{}:{db}", side.name());
+                if side == Side::Local || !failure.is_offline() {
+                    shared.notice(&topic, Some(format!("the {} database's changes can't be read: {failure}", side.name())));
+                }
+                let delay = retry.next_delay();
+                tokio::select! {
+                    () = shared.cancel.cancelled() => break,
+                    () = tokio::time::sleep(delay) => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Stop {
+    Failure(Failure),
+    Store(store::StoreError),
+}
+
+impl From<Failure> for Stop {
+    fn from(f: Failure) -> Self {
+        Self::Failure(f)
+    }
+}
+
+impl From<store::StoreError> for Stop {
+    fn from(e: store::StoreError) -> Self {
+        Self::Store(e)
+    }
+}
+
+/// Forgets a position that the oplog no longer holds, and asks for a reconcile (R11).
+async fn lose_history(shared: &Shared, side: Side, db: &str, failure: &Failure) -> Result<(), Failure> {
+    tracing::warn!(side = side.name(), db, %failure, "the oplog no longer holds our position; comparing everything");
+    let (token, flag) = (token_name(side, db), reconcile_name(db));
+    let why = format!("history of the {} database lost", side.name());
+    shared
+        .store
+        .call(move |c| {
+            c.execute("DELETE FROM meta WHERE k = ?", [&token])?;
+            // Insert events that we were owed may be among the lost ones.
+            base::clear_echoes(c)?;
+            store::set_meta(c, &flag, why)
+        })
+        .await
+        .map_err(|e| Failure::fatal(e.to_string()))?;
+    shared.reconcile.notify_one();
+    Ok(())
+}
+
+fn pipeline(settings: &crate::shared::Settings) -> Vec<Document> {
+    // Only plain names are left out on the server; globs are matched here. `$nin` lets events
+    // without a collection (invalidate, dropDatabase) through.
+    let plain = |g: &&String| !g.contains(['*', '?', '[', '{', '.', '\\']);
+    let mut never: Vec<_> = OWN_COLLECTIONS.iter().map(ToString::to_string).collect();
+    never.extend(settings.config.sync.exclude.iter().filter(plain).cloned());
+    vec![
+        doc! {"$match": {"ns.coll": {"$nin": never}}},
+        doc! {"$project": {
+            "operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1,
+            "updateDescription": {"$cond": [
+                {"$lt": [{"$bsonSize": {"$ifNull": ["$updateDescription", {}]}}, DESCRIPTION_BYTES]},
+                "$updateDescription", "$$REMOVE",
+            ]},
+        }},
+    ]
+}
+
+/// The saved position, or a fresh one: now. A database seen for the first time asks for a first sync.
+async fn position(shared: &Shared, side: Side, db: &str, endpoint: &Endpoint) -> Result<Result<ResumeToken, Timestamp>, Stop> {
+    let saved: Option<Vec<u8>> = shared.store.get_meta(&token_name(side, db)).await?;
+    let token = saved.and_then(|bytes| {
+        let doc = Document::from_reader(bytes.as_slice()).ok()?;
+        bson::deserialize_from_bson::<ResumeToken>(Bson::Document(doc)).ok()
+    });
+    if let Some(token) = token {
+        return Ok(Ok(token));
+    }
+    let hello = endpoint.hello().await;
+    shared.note(side, &hello);
+    let now = hello?.operation_time.ok_or_else(|| Failure::fatal("the server tells no operation time"))?;
+    let flag = reconcile_name(db);
+    shared
+        .store
+        .call(move |c| match store::get_meta::<String>(c, &flag)? {
+            Some(_) => Ok(()),
+            None => store::set_meta(c, &flag, "first sync"),
+        })
+        .await?;
+    Ok(Err(now))
+}
+
+async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> Result<(), Stop> {
+    let settings = shared.settings();
+    let endpoint = shared.endpoint(side)?;
+    let position = position(shared, side, db, &endpoint).await?;
+    let database = endpoint.client.database(db);
+    let watch = database.watch().pipeline(pipeline(&settings)).max_await_time(AWAIT);
+    let fresh = position.as_ref().err().copied();
+    let watch = match position {
+        // `start_after` also gets over the invalidate event of a dropped database.
+        Ok(token) => watch.start_after(token),
+        Err(time) => watch.start_at_operation_time(time),
+    };
+    let stream = timeout(deadline(0), async { watch.await }).await;
+    let stream = stream.map_err(|_| Failure::timeout())?.map_err(|e| endpoint.failure(&e))?;
+    let mut stream = stream.with_type::<RawDocumentBuf>();
+    if fresh.is_some() {
+        // Saved at once: a crash before the first event must not skip what happens meanwhile.
+        save_token(shared, side, db, stream.resume_token()).await?;
+    }
+    shared.notice(&format!("stream:{}:{db}", side.name()), None);
+    shared.set_stream(side, db, true, None);
+    shared.note(side, &Ok(()));
+    shared.reconcile.notify_one();
+    tracing::info!(side = side.name(), db, "reading changes");
+    read(shared, side, db, &endpoint, &mut stream, retry).await
+}
+
+async fn save_token(
+    shared: &Shared,
+    side: Side,
+    db: &str,
+    token: Option<ResumeToken>,
+) -> Result<(), Stop> {
+    let Some(token) = token else {
+        // No token yet means that nothing was read; the next start begins at its own "now" and
+        // the reconcile that was asked for covers what lies between.
+        return Ok(());
+    };
+    let bytes = bson::serialize_to_vec(&token).map_err(|_| Failure::fatal("resume token"))?;
+    shared.store.set_meta(&token_name(side, db), bytes).await?;
+    Ok(())
+}
+
+async fn read(
+    shared: &Arc<Shared>,
+    side: Side,
+    db: &str,
+    endpoint: &Endpoint,
+    stream: &mut ChangeStream<RawDocumentBuf>,
+    retry: &mut Retry,
+) -> Result<(), Stop> {
+    let mut pending: Vec<RawDocumentBuf> = Vec::new();
+    let mut saved = Instant::now();
+    loop {
+        let mut ended = false;
+        {
+            // The future is kept across turns: dropping it half-way would lose what it has read.
+            let next = stream.next_if_any();
+            tokio::pin!(next);
+            let overdue = tokio::time::sleep(AWAIT + deadline(1 << 20));
+            tokio::pin!(overdue);
+            loop {
+                tokio::select! {
+                    biased;
+                    event = &mut next => {
+                        match event.map_err(|e| endpoint.failure(&e))? {
+                            Some(event) => pending.push(event),
+                            None => ended = true,
+                        }
+                        break;
+                    }
+                    () = tokio::time::sleep(GATHER), if !pending.is_empty() => {
+                        commit(shared, side, db, std::mem::take(&mut pending)).await?;
+                    }
+                    () = &mut overdue => return Err(Failure::timeout().into()),
+                }
+            }
+        }
+        shared.note(side, &Ok(()));
+        retry.reset();
+        if pending.len() >= EVENTS || (ended && !pending.is_empty()) {
+            commit(shared, side, db, std::mem::take(&mut pending)).await?;
+        }
+        if ended {
+            let token = stream.resume_token();
+            let bytes = token.as_ref().and_then(|t| bson::serialize_to_vec(t).ok());
+            let seen = bytes.as_deref().and_then(|b| RawDocument::from_bytes(b).ok()).and_then(token_time);
+            shared.set_stream(side, db, true, seen);
+            if let Some(bytes) = bytes
+                && saved.elapsed() > SAVE_IDLE_TOKEN
+            {
+                saved = Instant::now();
+                shared.store.set_meta(&token_name(side, db), bytes).await?;
+            }
+        }
+        if !stream.is_alive() {
+            return Ok(());
+        }
+    }
+}
+
+/// What one event asks for.
+enum Event {
+    Change { coll: String, id: Id, hint: Option<Vec<u8>> },
+    Halt { coll: Option<String>, what: String },
+    Nothing,
+}
+
+fn parse(event: &RawDocument, settings: &crate::shared::Settings, db: &str) -> Event {
+    let kind = event.get_str("operationType").unwrap_or_default();
+    let coll = event.get_document("ns").ok().and_then(|ns| ns.get_str("coll").ok());
+    match kind {
+        "insert" | "update" | "replace" | "delete" => {
+            let Some(coll) = coll.filter(|c| settings.is_synced(db, c)) else { return Event::Nothing };
+            let key = event.get_document("documentKey").ok().and_then(|k| raw::get(k.as_bytes(), b"_id"));
+            let Some(id) = key.map(|e| Id::from_element(&e)) else { return Event::Nothing };
+            let hint = match kind {
+                "insert" => Some(b"i".to_vec()),
+                "delete" => Some(b"d".to_vec()),
+                "update" => match event.get_document("updateDescription") {
+                    Ok(d) if queue::only_sync_fields(d.as_bytes(), &settings.sync_fields) => return Event::Nothing,
+                    Ok(d) => Some([b"u", d.as_bytes()].concat()),
+                    Err(_) => None,
+                },
+                _ => None,
+            };
+            Event::Change { coll: coll.to_owned(), id, hint }
+        }
+        "drop" | "rename" => match coll.filter(|c| settings.is_synced(db, c)) {
+            Some(coll) => Event::Halt { coll: Some(coll.to_owned()), what: format!("was {}", past(kind)) },
+            None => Event::Nothing,
+        },
+        "dropDatabase" => Event::Halt { coll: None, what: "was dropped".into() },
+        _ => Event::Nothing,
+    }
+}
+
+fn past(kind: &str) -> &'static str {
+    if kind == "rename" { "renamed" } else { "dropped" }
+}
+
+/// Stores the keys of these events and the position behind them in one transaction (R1).
+async fn commit(shared: &Arc<Shared>, side: Side, db: &str, events: Vec<RawDocumentBuf>) -> Result<(), Stop> {
+    let settings = shared.settings();
+    let Some(token) = events.last().and_then(|e| e.get_document("_id").ok()) else { return Ok(()) };
+    let seen = token_time(token);
+    let token = token.as_bytes().to_vec();
+    let mut changes = Vec::with_capacity(events.len());
+    let mut numbers = std::collections::HashMap::new();
+    for event in &events {
+        match parse(event, &settings, db) {
+            Event::Change { coll, id, hint } => {
+                let ns = match numbers.get(&coll) {
+                    Some(n) => *n,
+                    None => {
+                        let n = shared.store.namespace(db, &coll).await?;
+                        numbers.insert(coll, n);
+                        n
+                    }
+                };
+                changes.push(Change { key: Key::new(ns, &id), id, hint });
+            }
+            Event::Halt { coll, what } => crate::halt::halt(shared, side, db, coll.as_deref(), &what).await?,
+            Event::Nothing => {}
+        }
+    }
+    let name = token_name(side, db);
+    let now = chrono::Utc::now().timestamp_millis();
+    // Offline, an app shall see that its edit waits.
+    let stamp_pending = side == Side::Local && settings.config.sync.stamp_documents && !shared.link.is_online();
+    let any = !changes.is_empty();
+    if shared.failpoints.mutated("token_first") {
+        shared.store.set_meta(&name, token.clone()).await?;
+        shared.failpoints.crash("token_before_enq");
+    }
+    let failpoints = shared.clone();
+    shared
+        .store
+        .call(move |c| {
+            queue::enqueue(c, side, &changes, now)?;
+            failpoints.failpoints.crash("enq_before_token");
+            store::set_meta(c, &name, token)?;
+            if stamp_pending {
+                for change in &changes {
+                    records::put_stamp(c, &change.key, &change.id)?;
+                }
+            }
+            Ok(())
+        })
+        .await?;
+    shared.failpoints.crash("after_token");
+    shared.set_stream(side, db, true, seen);
+    if any {
+        shared.wake.notify_one();
+        if stamp_pending {
+            shared.stamp.notify_one();
+        }
+    }
+    Ok(())
+}
+
+/// Waits until everything that happened on a side before now is in the queue, for `limit` at most.
+pub async fn catch_up(shared: &Shared, side: Side, limit: Duration) -> bool {
+    let Ok(endpoint) = shared.endpoint(side) else { return false };
+    let hello = endpoint.hello().await;
+    shared.note(side, &hello);
+    let Ok(Some(now)) = hello.map(|h| h.operation_time) else { return false };
+    let arrived = async {
+        loop {
+            let moved = shared.stream_moved.notified();
+            let databases = shared.settings().config.databases.clone();
+            let there = {
+                let streams = crate::shared::lock(&shared.streams);
+                databases.iter().all(|db| {
+                    let seen = streams.get(&(side, db.clone())).and_then(|s| s.seen);
+                    seen.is_some_and(|s| (s.time, s.increment) >= (now.time, now.increment))
+                })
+            };
+            if there {
+                return;
+            }
+            // Woken by a moving stream; the short wait covers a wake-up between look and wait.
+            let _ = timeout(Duration::from_millis(100), moved).await;
+        }
+    };
+    timeout(limit, arrived).await.is_ok()
+}
