@@ -1,6 +1,12 @@
 //! Sangam keeps a local MongoDB replica set and a remote one equal, both ways.
 
+pub mod api;
 pub mod command;
 pub mod config;
+pub mod control;
 pub mod daemon;
+pub mod dispatch;
 pub mod log;
+pub mod notify;
+pub mod signals;
+pub mod words;
