@@ -62,3 +62,47 @@ impl Handle {
         true
     }
 }
+
+/// Stub until the engine lands.
+#[derive(Debug, thiserror::Error)]
+#[error("not built yet")]
+pub struct StartError;
+
+impl StartError {
+    /// Exit code.
+    pub fn exit_code(&self) -> u8 {
+        1
+    }
+    /// What to do.
+    pub fn hint(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// Stub until the engine lands.
+#[derive(Debug, thiserror::Error)]
+#[error("not built yet")]
+pub struct DaemonError;
+
+/// Stub until the engine lands.
+pub struct Daemon;
+
+impl Daemon {
+    /// The handle.
+    pub fn handle(&self) -> Handle {
+        Handle
+    }
+    /// Runs.
+    pub async fn run_until(
+        self,
+        stop: tokio_util::sync::CancellationToken,
+    ) -> Result<(), DaemonError> {
+        stop.cancelled().await;
+        Ok(())
+    }
+}
+
+/// Stub until the engine lands.
+pub async fn start(_config: Config) -> Result<Daemon, StartError> {
+    Ok(Daemon)
+}
