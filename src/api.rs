@@ -180,18 +180,23 @@ struct SyncRequest {
 
 async fn sync(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRun> {
     let bytes = read(body).await?;
-    let request = if bytes.trim_ascii().is_empty() {
-        SyncRequest::default()
-    } else {
-        serde_json::from_slice(&bytes).map_err(|error| {
-            ApiError::new(
-                StatusCode::BAD_REQUEST,
-                format!("the body must be {{\"collections\": [\"NAME\", ...]}} or empty: {error}"),
-            )
-        })?
-    };
+    let request = parse(&bytes).map_err(|error| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body must be {{\"collections\": [\"NAME\", ...]}} or empty: {error}"),
+        )
+    })?;
     let collections = request.collections.unwrap_or_default();
     run(dispatcher, Command::Sync { collections }).await
+}
+
+fn parse(bytes: &[u8]) -> serde_json::Result<SyncRequest> {
+    if bytes.trim_ascii().is_empty() {
+        return Ok(SyncRequest::default());
+    }
+    // By way of an object: serde takes a list for a struct, too.
+    let object: serde_json::Map<String, Value> = serde_json::from_slice(bytes)?;
+    serde_json::from_value(Value::Object(object))
 }
 
 async fn reconcile(State(dispatcher): State<Dispatcher>) -> Answer<SyncRun> {
@@ -361,4 +366,19 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_commands_have_their_status() {
+        for (error, expected) in [
+            (CommandError::Busy, 409),
+            (CommandError::NotConfigured, 503),
+            (CommandError::Offline("no internet".into()), 503),
+            (CommandError::BadRequest("no such collection".into()), 400),
+            (CommandError::Failed("broken".into()), 500),
+        ] {
+            assert_eq!(ApiError::from(error).status.as_u16(), expected);
+        }
+    }
+}
