@@ -26,6 +26,7 @@ const MOST_BYTES: u64 = 64 * 1024;
 pub async fn run(path: PathBuf, dispatcher: Dispatcher, cancel: CancellationToken) {
     let mut ticks = interval(POLL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    make(&path).await;
     let mut watched = Watched::new(path);
     let mut complained = false;
     while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -111,14 +112,13 @@ impl Watched {
             Err(error) if is_missing(&error) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let mut file = match fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .await
-        {
+        let mut options = fs::OpenOptions::new();
+        let mut file = match options.read(true).write(true).open(&self.path).await {
             Ok(file) => file,
             Err(error) if is_missing(&error) => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return self.take_away(seen.len()).await;
+            }
             Err(error) => return Err(error),
         };
         if seen.len() > MOST_BYTES {
@@ -145,13 +145,43 @@ impl Watched {
         }
         self.unfinished = None;
         file.set_len(0).await?;
-        let text = String::from_utf8_lossy(&bytes);
-        Ok(text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .map(str::to_owned)
-            .collect())
+        Ok(lines(&bytes))
+    }
+
+    /// A file that someone else made and that we may read but not write is removed instead of
+    /// emptied; its folder is ours.
+    async fn take_away(&mut self, length: u64) -> io::Result<Vec<String>> {
+        let bytes = if length > MOST_BYTES {
+            Vec::new()
+        } else {
+            fs::read(&self.path).await?
+        };
+        fs::remove_file(&self.path).await?;
+        Ok(lines(&bytes))
+    }
+}
+
+/// Bytes that are no UTF-8 make a bad command, not an error.
+fn lines(bytes: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Makes an empty file of our own, so that one that root writes into can be emptied by us. Not made:
+/// no harm, it is looked for all the same.
+async fn make(path: &Path) {
+    if fs::OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .open(path)
+        .await
+        .is_ok()
+    {
+        tracing::debug!(path = %path.display(), "made the control file");
     }
 }
 
@@ -237,6 +267,23 @@ mod tests {
         std::fs::write(&path, "sync").unwrap();
         assert!(watched.take().await.unwrap().is_empty(), "it has grown");
         assert_eq!(watched.take().await.unwrap(), ["sync"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_not_ours_is_taken_away() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        std::fs::write(&path, "pause\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        // Root may write it all the same, and then empties it.
+        assert_eq!(Watched::new(path.clone()).take().await.unwrap(), ["pause"]);
+        assert_eq!(std::fs::read(&path).unwrap_or_default(), b"");
+
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(&path, "resume\n").unwrap();
+        let taken = Watched::new(path.clone()).take_away(7).await;
+        assert!(taken.is_ok_and(|lines| lines == ["resume"]) && !path.exists());
     }
 
     #[tokio::test]

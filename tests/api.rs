@@ -1,6 +1,8 @@
 //! The API of the real binary, as far as it needs no database: routing, errors, guard, limits. The
 //! local server is away all the time, which must not keep the API from answering.
 
+#![allow(clippy::unwrap_used)] // clippy sees only the functions marked #[test] as tests
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;

@@ -1,6 +1,8 @@
 //! What the real binary says to a bad configuration: one paragraph with cause and remedy, exit code
 //! 78, nothing touched, and never a secret.
 
+#![allow(clippy::unwrap_used)] // clippy sees only the functions marked #[test] as tests
+
 use std::path::Path;
 
 use assert_cmd::Command;
