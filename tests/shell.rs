@@ -1,10 +1,12 @@
-//! The API of the real binary, as far as it needs no database: routing, errors, guard, limits. The
-//! local server is away all the time, which must not keep the API from answering.
+//! The outer shell of the real binary, as far as it needs no database: API, control file, signals,
+//! words to systemd. The local server is away all the time, which must not keep any of them from
+//! answering.
 
 #![allow(clippy::unwrap_used)] // clippy sees only the functions marked #[test] as tests
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +18,8 @@ struct Daemon {
     child: Child,
     address: SocketAddr,
     folder: tempfile::TempDir,
+    /// What systemd would hear.
+    systemd: UnixDatagram,
 }
 
 impl Daemon {
@@ -41,7 +45,11 @@ impl Daemon {
             .arg("run")
             .current_dir(&folder)
             .env_clear()
-            .env("HOME", folder.path());
+            .env("HOME", folder.path())
+            .env("NOTIFY_SOCKET", folder.path().join("systemd"))
+            .env("WATCHDOG_USEC", "1000000");
+        let systemd = UnixDatagram::bind(folder.path().join("systemd")).unwrap();
+        systemd.set_nonblocking(true).unwrap();
         if let Some(token) = token {
             command.env("SANGAM_API_TOKEN", token);
         }
@@ -51,6 +59,7 @@ impl Daemon {
             child,
             address,
             folder,
+            systemd,
         };
         daemon.wait("the API", |daemon| {
             TcpStream::connect(daemon.address).is_ok()
@@ -287,4 +296,53 @@ fn hup_reloads_and_a_bad_file_changes_nothing() {
     daemon.wait("the new value", |daemon| {
         daemon.ask("GET", "/api/sync/config", "", "").1["batchSize"] == 77
     });
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let mut daemon = Daemon::start(None);
+    // A request whose body never comes is waited for when stopping, for a while.
+    let mut half = TcpStream::connect(daemon.address).unwrap();
+    half.write_all(
+        b"POST /api/sync/sync HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{",
+    )
+    .unwrap();
+    daemon.wait("the API to work on it", |daemon| {
+        daemon.ask("GET", "/healthz", "", "").0 == 200
+    });
+    daemon.signal("INT");
+    daemon.wait("the first to be taken", |daemon| {
+        daemon.log().contains("a second signal stops at once")
+    });
+    daemon.signal("TERM");
+    assert_eq!(daemon.ended(), Some(128 + 15), "{}", daemon.log());
+}
+
+#[test]
+fn systemd_hears_that_it_lives_but_is_not_ready_and_when_it_stops() {
+    let mut daemon = Daemon::start(None);
+    let mut heard = String::new();
+    for expected in ["EXTEND_TIMEOUT_USEC=", "WATCHDOG=1"] {
+        daemon.wait(expected, |daemon| {
+            listen(&daemon.systemd, &mut heard);
+            heard.contains(expected)
+        });
+    }
+    daemon.signal("TERM");
+    assert_eq!(daemon.ended(), Some(0));
+    listen(&daemon.systemd, &mut heard);
+    assert!(heard.contains("STOPPING=1"), "{heard}");
+    assert!(
+        !heard.contains("READY=1"),
+        "nothing is captured while the local server is away: {heard}"
+    );
+}
+
+/// Everything said so far.
+fn listen(socket: &UnixDatagram, heard: &mut String) {
+    let mut buffer = [0; 4096];
+    while let Ok(length) = socket.recv(&mut buffer) {
+        heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        heard.push('\n');
+    }
 }
