@@ -1,0 +1,199 @@
+//! Writes in a transaction: exact ones for odd documents, and the untying of unique values.
+
+use bson::RawDocumentBuf;
+use mongodb::ClientSession;
+
+use crate::content;
+use crate::failure::{Class, Failure};
+use crate::guard::{self, Stamp, Verdict, Write};
+use crate::raw::Writer;
+use crate::side::{Endpoint, deadline};
+
+/// Reads, compares bytes, writes, commits: a compare-and-set for what no pipeline can carry.
+pub async fn write(
+    endpoint: &Endpoint,
+    ns: (&str, &str),
+    write: &Write,
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) -> (Verdict, Option<Failure>) {
+    let (verdicts, failure) = write_together(endpoint, &[(ns, write)], sync_fields, stamp).await;
+    (verdicts, failure)
+}
+
+/// Carries out all the writes in one transaction, or none. Every document is removed and put back, so
+/// that unique values can change hands (R16). The verdict is that of the whole.
+pub async fn write_together(
+    endpoint: &Endpoint,
+    writes: &[((&str, &str), &Write)],
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) -> (Verdict, Option<Failure>) {
+    // A transaction reads and writes each document whole; the server itself ends it after a minute.
+    let bytes = writes
+        .iter()
+        .map(|(_, w)| w.expect.as_ref().map_or(0, Vec::len) + w.new.as_ref().map_or(0, Vec::len))
+        .sum();
+    let attempt = tokio::time::timeout(
+        deadline(bytes) * 2,
+        attempt(endpoint, writes, sync_fields, stamp),
+    );
+    let Ok(outcome) = attempt.await else {
+        return (Verdict::Unknown { late: true }, Some(Failure::timeout()));
+    };
+    match outcome {
+        Ok(verdict) => (verdict, None),
+        Err((failure, committing)) => {
+            let late = committing && !failure.answered;
+            let verdict = match failure.class {
+                Class::Rejected => Verdict::Rejected {
+                    code: failure.code.unwrap_or(0),
+                    message: failure.what.clone(),
+                },
+                _ => Verdict::Unknown { late },
+            };
+            (verdict, Some(failure))
+        }
+    }
+}
+
+async fn attempt(
+    endpoint: &Endpoint,
+    writes: &[((&str, &str), &Write)],
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) -> Result<Verdict, (Failure, bool)> {
+    let before = |f: Failure| (f, false);
+    let mut session = endpoint.session().await.map_err(before)?;
+    session
+        .start_transaction()
+        .write_concern(mongodb::options::WriteConcern::majority())
+        .read_concern(mongodb::options::ReadConcern::snapshot())
+        .await
+        .map_err(|e| before(endpoint.failure(&e)))?;
+    match statements(endpoint, &mut session, writes, sync_fields, stamp).await {
+        Ok(Verdict::Done) => {}
+        Ok(verdict) => {
+            abort(&mut session).await;
+            return Ok(verdict);
+        }
+        Err(failure) => {
+            abort(&mut session).await;
+            return Err(before(failure));
+        }
+    }
+    session
+        .commit_transaction()
+        .await
+        .map_err(|e| (endpoint.failure(&e), true))?;
+    Ok(Verdict::Done)
+}
+
+/// The server drops an abandoned transaction by itself; this only does it sooner.
+async fn abort(session: &mut ClientSession) {
+    if let Err(error) = session.abort_transaction().await {
+        tracing::debug!(error = %Failure::from(&error), "abort of a transaction");
+    }
+}
+
+async fn statements(
+    endpoint: &Endpoint,
+    session: &mut ClientSession,
+    writes: &[((&str, &str), &Write)],
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) -> Result<Verdict, Failure> {
+    for ((db, coll), write) in writes {
+        let mut w = Writer::new();
+        w.str("find", coll)
+            .open("filter")
+            .open("_id")
+            .value("$eq", write.id.kind, &write.id.value)
+            .close()
+            .close();
+        w.i32("limit", 1).bool("singleBatch", true);
+        let database = endpoint.client.database(db);
+        let mut cursor = database
+            .run_raw_cursor_command(w.command())
+            .session(&mut *session)
+            .await
+            .map_err(|e| endpoint.failure(&e))?
+            .with_type::<RawDocumentBuf>();
+        let found = match cursor.next(session).await {
+            Some(found) => Some(found.map_err(|e| endpoint.failure(&e))?),
+            None => None,
+        };
+        let there = found
+            .as_ref()
+            .map(|d| content::strip(d.as_bytes(), sync_fields));
+        if there.as_deref() != write.expect.as_deref() {
+            return Ok(Verdict::Modified);
+        }
+        if found.is_some() {
+            let mut w = Writer::new();
+            w.str("delete", coll).open_array("deletes").open("0");
+            w.open("q")
+                .open("_id")
+                .value("$eq", write.id.kind, &write.id.value)
+                .close()
+                .close()
+                .i32("limit", 1);
+            run(endpoint, session, db, w).await?;
+        }
+    }
+    for ((db, coll), write) in writes {
+        let Some(new) = &write.new else { continue };
+        let mut w = Writer::new();
+        if guard::form(
+            &Write {
+                expect: None,
+                ..(*write).clone()
+            },
+            sync_fields,
+        ) == guard::Form::Insert
+        {
+            w.str("insert", coll)
+                .open_array("documents")
+                .doc("0", &guard::stamped(new, stamp));
+        } else {
+            w.str("update", coll).open_array("updates").open("0");
+            w.open("q")
+                .open("_id")
+                .value("$eq", write.id.kind, &write.id.value)
+                .close()
+                .close();
+            w.open_array("u")
+                .open("0")
+                .open("$replaceWith")
+                .doc("$literal", &guard::stamped(new, stamp));
+            w.close().close().close().bool("upsert", true);
+        }
+        if let Some(verdict) = run(endpoint, session, db, w).await? {
+            return Ok(verdict);
+        }
+    }
+    Ok(Verdict::Done)
+}
+
+/// Runs a write in the transaction; a write error comes back as its verdict.
+async fn run(
+    endpoint: &Endpoint,
+    session: &mut ClientSession,
+    db: &str,
+    w: Writer,
+) -> Result<Option<Verdict>, Failure> {
+    let reply = endpoint
+        .client
+        .database(db)
+        .run_raw_command(w.command())
+        .session(session)
+        .await
+        .map_err(|e| endpoint.failure(&e))?;
+    let error = reply
+        .get_array("writeErrors")
+        .ok()
+        .and_then(|a| a.first())
+        .and_then(|e| e.as_document())
+        .cloned();
+    Ok(error.map(|e| guard::verdict_of(&e)))
+}

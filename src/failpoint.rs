@@ -1,0 +1,58 @@
+//! Test-only crash points and mutations; in a release build nothing of it is there.
+//!
+//! `SANGAM_FAILPOINT=name:probability[,name:probability]` aborts the process at named points;
+//! `SANGAM_MUTATION=name` takes one rule of the contract away, so that the tests can be seen to fail.
+
+#[cfg(debug_assertions)]
+use std::collections::HashMap;
+
+/// The points that are armed.
+#[derive(Debug, Default)]
+pub struct Failpoints {
+    #[cfg(debug_assertions)]
+    points: HashMap<String, f64>,
+    #[cfg(debug_assertions)]
+    mutation: String,
+}
+
+impl Failpoints {
+    /// Reads the environment; in a release build, nothing.
+    pub fn from_env() -> Self {
+        #[cfg(debug_assertions)]
+        {
+            let points = std::env::var("SANGAM_FAILPOINT").unwrap_or_default();
+            let points = points
+                .split(',')
+                .filter_map(|p| p.split_once(':'))
+                .filter_map(|(name, chance)| {
+                    Some((name.trim().to_owned(), chance.trim().parse().ok()?))
+                })
+                .collect();
+            Self {
+                points,
+                mutation: std::env::var("SANGAM_MUTATION").unwrap_or_default(),
+            }
+        }
+        #[cfg(not(debug_assertions))]
+        Self::default()
+    }
+
+    /// Ends the process here, with the armed probability, as `kill -9` would.
+    pub fn crash(&self, _name: &str) {
+        #[cfg(debug_assertions)]
+        if let Some(chance) = self.points.get(_name)
+            && rand::random::<f64>() < *chance
+        {
+            eprintln!("failpoint {_name}");
+            std::process::abort();
+        }
+    }
+
+    /// Whether this rule is taken away.
+    pub fn mutated(&self, _name: &str) -> bool {
+        #[cfg(debug_assertions)]
+        return self.mutation == _name;
+        #[cfg(not(debug_assertions))]
+        false
+    }
+}

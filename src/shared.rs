@@ -1,0 +1,340 @@
+//! What all tasks of one daemon share. No globals: several daemons run in one test process.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use bson::Timestamp;
+use chrono::Utc;
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::command::Progress;
+use crate::config::{Config, Policy};
+use crate::decide::Side;
+use crate::failpoint::Failpoints;
+use crate::failure::{Failure, Reason};
+use crate::guard::Stamp;
+use crate::key::Key;
+use crate::link::Link;
+use crate::runs::Runs;
+use crate::side::{AMBIGUOUS_FOR, Endpoint};
+use crate::store::Store;
+
+/// Our own collections in the local database; never synced.
+pub const OWN_COLLECTIONS: [&str; 3] = ["conflict_logs", "sync_logs", "sync_config"];
+
+/// How far a stream has been read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StreamState {
+    /// Whether it is open.
+    pub open: bool,
+    /// Everything up to this time is in the queue.
+    pub seen: Option<Timestamp>,
+}
+
+/// Context of all tasks.
+pub struct Shared {
+    config: RwLock<Arc<Settings>>,
+    /// The state store.
+    pub store: Store,
+    /// The local side.
+    pub local: Arc<Endpoint>,
+    remote: RwLock<Option<Arc<Endpoint>>>,
+    /// The way to the remote.
+    pub link: Link,
+    /// Wakes the worker.
+    pub wake: Notify,
+    /// Wakes the reconciler.
+    pub reconcile: Notify,
+    /// Wakes the stamper.
+    pub stamp: Notify,
+    /// Keys that a batch is working on: never two writes for one document.
+    pub busy: Mutex<HashSet<Key>>,
+    /// Keys whose last write may still land (R4).
+    late: Mutex<HashMap<Key, Instant>>,
+    /// Batches at work.
+    pub in_flight: AtomicUsize,
+    /// State of the change streams by side and database.
+    pub streams: Mutex<HashMap<(Side, String), StreamState>>,
+    /// Woken when a stream has moved.
+    pub stream_moved: Notify,
+    /// Clock of a side minus ours in ms: local, remote.
+    offsets: [AtomicI64; 2],
+    /// Whether `pause` is in force.
+    pub paused: AtomicBool,
+    /// Counts of the run at work.
+    pub runs: Runs,
+    /// First sync or reconcile at work.
+    pub progress: Mutex<Option<Progress>>,
+    /// What a person must know, by topic.
+    pub notices: Mutex<HashMap<String, String>>,
+    /// Namespaces that are halted (R13).
+    pub halted: Mutex<HashSet<u32>>,
+    /// Namespaces found on a side, and those that can't be synced (views, time series).
+    pub left_out: Mutex<HashSet<(String, String)>>,
+    /// Test-only crash points and mutations.
+    pub failpoints: Failpoints,
+    /// Ends everything.
+    pub cancel: CancellationToken,
+    started: Instant,
+}
+
+/// The configuration with what is derived from it.
+pub struct Settings {
+    /// As loaded.
+    pub config: Config,
+    /// Names of the sync fields; none without stamping.
+    pub sync_fields: Vec<String>,
+    include: GlobSet,
+    exclude: GlobSet,
+}
+
+impl Settings {
+    /// Prepares a configuration for use.
+    pub fn new(config: Config) -> Self {
+        let sync_fields = if config.sync.stamp_documents {
+            vec![
+                config.fields.synced_at.clone(),
+                config.fields.origin.clone(),
+                config.fields.sync_status.clone(),
+            ]
+        } else {
+            vec![]
+        };
+        let set = |globs: &[String]| {
+            let mut builder = GlobSetBuilder::new();
+            for glob in globs.iter().filter_map(|g| Glob::new(g).ok()) {
+                builder.add(glob);
+            }
+            builder.build().unwrap_or_default()
+        };
+        let (include, exclude) = (set(&config.sync.collections), set(&config.sync.exclude));
+        Self {
+            config,
+            sync_fields,
+            include,
+            exclude,
+        }
+    }
+
+    /// Whether a collection is synced by name.
+    pub fn is_synced(&self, db: &str, coll: &str) -> bool {
+        let full = || format!("{db}.{coll}");
+        self.config.databases.iter().any(|d| d == db)
+            && !OWN_COLLECTIONS.contains(&coll)
+            && !coll.starts_with("system.")
+            && (self.include.is_match(coll) || self.include.is_match(full()))
+            && !(self.exclude.is_match(coll) || self.exclude.is_match(full()))
+    }
+
+    /// The policy of a collection.
+    pub fn policy(&self, coll: &str) -> Policy {
+        self.config
+            .sync
+            .per_collection
+            .get(coll)
+            .copied()
+            .unwrap_or(self.config.sync.conflict_resolution_strategy)
+    }
+
+    /// How a collection is called in records and answers.
+    pub fn display(&self, db: &str, coll: &str) -> String {
+        if self.config.databases.len() > 1 {
+            format!("{db}.{coll}")
+        } else {
+            coll.to_owned()
+        }
+    }
+
+    /// The database that holds our records.
+    pub fn records_db(&self) -> &str {
+        &self.config.databases[0]
+    }
+}
+
+/// A lock whose holder panicked still guards sound data here: every value is replaced whole.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Context over an opened store and a local side.
+    pub fn new(
+        config: Config,
+        store: Store,
+        local: Arc<Endpoint>,
+        cancel: CancellationToken,
+    ) -> Self {
+        let configured = config.remote_uri.is_some();
+        Self {
+            config: RwLock::new(Arc::new(Settings::new(config))),
+            store,
+            local,
+            remote: RwLock::new(None),
+            link: Link::new(configured),
+            wake: Notify::new(),
+            reconcile: Notify::new(),
+            stamp: Notify::new(),
+            busy: Mutex::default(),
+            late: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
+            streams: Mutex::default(),
+            stream_moved: Notify::new(),
+            offsets: [AtomicI64::new(0), AtomicI64::new(0)],
+            paused: AtomicBool::new(false),
+            runs: Runs::default(),
+            progress: Mutex::default(),
+            notices: Mutex::default(),
+            halted: Mutex::default(),
+            left_out: Mutex::default(),
+            failpoints: Failpoints::from_env(),
+            cancel,
+            started: Instant::now(),
+        }
+    }
+
+    /// The configuration in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.config
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Takes a new configuration.
+    pub fn set_config(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Settings::new(config));
+    }
+
+    /// The remote side, once its URI could be resolved.
+    pub fn remote(&self) -> Option<Arc<Endpoint>> {
+        self.remote
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Keeps the remote side.
+    pub fn set_remote(&self, endpoint: Arc<Endpoint>) {
+        *self.remote.write().unwrap_or_else(PoisonError::into_inner) = Some(endpoint);
+    }
+
+    /// A side that can be asked, or why not.
+    pub fn endpoint(&self, side: Side) -> Result<Arc<Endpoint>, Failure> {
+        match side {
+            Side::Local => Ok(self.local.clone()),
+            Side::Remote => self
+                .remote()
+                .ok_or_else(|| Failure::offline(Reason::Offline)),
+        }
+    }
+
+    /// Feeds the link with what an operation on a side came to.
+    pub fn note<T>(&self, side: Side, outcome: &Result<T, Failure>) {
+        match outcome {
+            Ok(_) if side == Side::Remote => self.link.heard(),
+            Err(failure) if side == Side::Remote => self.link.failed(failure),
+            _ => {}
+        }
+    }
+
+    /// Keeps a measured clock offset (ms).
+    pub fn set_offset(&self, side: Side, ms: i64) {
+        self.offsets[side as usize].store(ms, Ordering::Relaxed);
+    }
+
+    /// Clock of the remote minus clock of the local server, ms.
+    pub fn skew_ms(&self) -> i64 {
+        self.offset(Side::Remote) - self.offset(Side::Local)
+    }
+
+    /// Clock of a side minus ours, ms.
+    pub fn offset(&self, side: Side) -> i64 {
+        self.offsets[side as usize].load(Ordering::Relaxed)
+    }
+
+    /// The stamp for content written to `to`; `None` when documents are left alone.
+    pub fn stamp_for<'a>(&self, settings: &'a Settings, to: Side) -> Option<Stamp<'a>> {
+        settings.config.sync.stamp_documents.then(|| Stamp {
+            fields: &settings.config.fields,
+            origin: to.other().name(),
+            server_now: Utc::now().timestamp_millis() + self.offset(to),
+        })
+    }
+
+    /// Notes that the last write of a key may still land.
+    pub fn set_late(&self, key: &Key) {
+        lock(&self.late).insert(key.clone(), Instant::now() + AMBIGUOUS_FOR);
+    }
+
+    /// Until when a write of that key may still land: one of ours now, or one of the run before.
+    pub fn late_until(&self, key: &Key, epoch: i64) -> Option<Instant> {
+        let now = Instant::now();
+        if epoch != self.store.epoch() {
+            return Some(self.started + AMBIGUOUS_FOR).filter(|t| *t > now);
+        }
+        let mut late = lock(&self.late);
+        if late.len() > 1000 {
+            late.retain(|_, t| *t > now);
+        }
+        late.get(key).copied().filter(|t| *t > now)
+    }
+
+    /// Tells a person something that lasts; `None` takes it back.
+    pub fn notice(&self, topic: &str, text: Option<String>) {
+        let mut notices = lock(&self.notices);
+        match text {
+            Some(text) => {
+                if notices.get(topic) != Some(&text) {
+                    tracing::warn!(topic, "{text}");
+                }
+                notices.insert(topic.to_owned(), text);
+            }
+            None => {
+                notices.remove(topic);
+            }
+        }
+    }
+
+    /// Notes how far a stream is.
+    pub fn set_stream(&self, side: Side, db: &str, open: bool, seen: Option<Timestamp>) {
+        {
+            let mut streams = lock(&self.streams);
+            let state = streams.entry((side, db.to_owned())).or_default();
+            state.open = open;
+            state.seen = seen.or(state.seen);
+        }
+        self.stream_moved.notify_waiters();
+    }
+
+    /// Whether the streams of a side are all open.
+    pub fn streams_open(&self, side: Side) -> bool {
+        let streams = lock(&self.streams);
+        self.settings()
+            .config
+            .databases
+            .iter()
+            .all(|db| streams.get(&(side, db.clone())).is_some_and(|s| s.open))
+    }
+
+    /// Whether documents may be moved now.
+    pub fn may_work(&self) -> bool {
+        self.link.is_online() && self.remote().is_some() && !self.paused.load(Ordering::Relaxed)
+    }
+}
+
+/// The cluster time inside a resume token: seconds and increment stand behind the first byte.
+pub fn token_time(token: &bson::RawDocument) -> Option<Timestamp> {
+    let data = token.get_str("_data").ok()?;
+    if !data.starts_with("82") {
+        return None;
+    }
+    Some(Timestamp {
+        time: u32::from_str_radix(data.get(2..10)?, 16).ok()?,
+        increment: u32::from_str_radix(data.get(10..18)?, 16).ok()?,
+    })
+}

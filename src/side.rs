@@ -1,0 +1,255 @@
+//! One of the two databases: its client, commands with deadlines, reads by `_id`, its identity.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bson::{Document, RawDocumentBuf, doc};
+use mongodb::event::EventHandler;
+use mongodb::event::sdam::SdamEvent;
+use mongodb::options::{ClientOptions, Compressor};
+use mongodb::{Client, ClientSession};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::decide::Side;
+use crate::failure::{Class, Failure, Reason};
+use crate::key::{Id, Key};
+use crate::raw::{Writer, index_name};
+
+/// The server ends an operation of ours after this; far above what a batch takes (R4).
+pub const MAX_TIME: Duration = Duration::from_secs(5);
+
+/// A write whose answer was lost may still land until this much time has passed (R4).
+pub const AMBIGUOUS_FOR: Duration = Duration::from_secs(7);
+
+/// Slowest link on which a batch still gets its answer before the deadline, in bytes per second.
+const SLOWEST: u64 = 4 * 1024;
+
+/// How long to wait for the answer to a command of that size: above [`MAX_TIME`], so that the
+/// server has given up before we do.
+pub fn deadline(bytes: usize) -> Duration {
+    Duration::from_secs(12) + Duration::from_secs(bytes as u64 / SLOWEST)
+}
+
+/// A connected database server (a replica set).
+pub struct Endpoint {
+    /// Which one.
+    pub side: Side,
+    /// The driver's client.
+    pub client: Client,
+    /// What the last failed heartbeat said: server selection itself only says "timeout".
+    last_heartbeat: Arc<Mutex<Option<Reason>>>,
+}
+
+impl Endpoint {
+    /// Parses the URI (an SRV name is looked up now) and makes a client; connects lazily.
+    pub async fn connect(
+        side: Side,
+        uri: &SecretString,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        let mut options = ClientOptions::parse(uri.expose_secret())
+            .await
+            .map_err(|e| match e.kind.as_ref() {
+                mongodb::error::ErrorKind::DnsResolve { .. } => Failure::offline(Reason::Dns),
+                mongodb::error::ErrorKind::InvalidTlsConfig { .. } => Failure::offline(Reason::Tls),
+                _ => Failure::fatal("the URI can't be used"),
+            })?;
+        options.app_name = Some("sangam".into());
+        options.server_selection_timeout = Some(timeout);
+        options
+            .connect_timeout
+            .get_or_insert(timeout.max(Duration::from_secs(2)));
+        options.max_pool_size.get_or_insert(24);
+        options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
+        if side == Side::Remote && options.compressors.is_none() {
+            options.compressors = Some(vec![
+                Compressor::Zstd { level: Some(3) },
+                Compressor::Zlib { level: None },
+            ]);
+        }
+        let last_heartbeat = Arc::new(Mutex::new(None));
+        let seen = last_heartbeat.clone();
+        options.sdam_event_handler = Some(EventHandler::callback(move |event| {
+            let found = match event {
+                SdamEvent::ServerHeartbeatFailed(e) => match Failure::from(&e.failure).class {
+                    Class::Offline(reason) => Some(reason),
+                    _ => Some(Reason::Offline),
+                },
+                SdamEvent::ServerHeartbeatSucceeded(_) => None,
+                _ => return,
+            };
+            *seen
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = found;
+        }));
+        let client = Client::with_options(options).map_err(Failure::from)?;
+        Ok(Self {
+            side,
+            client,
+            last_heartbeat,
+        })
+    }
+
+    /// A driver error, with the reason that the last heartbeat saw where the error has none.
+    pub fn failure(&self, error: &mongodb::error::Error) -> Failure {
+        let mut failure = Failure::from(error);
+        if failure.class == Class::Offline(Reason::Timeout)
+            && let Some(reason) = *self
+                .last_heartbeat
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
+            failure.class = Class::Offline(reason);
+        }
+        failure
+    }
+
+    /// Runs a command. An unanswered one is given up after [`deadline`], its connection with it.
+    pub async fn run(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
+        let wait = deadline(command.as_bytes().len());
+        let db = self.client.database(db);
+        let mut task = tokio::spawn(async move { db.run_raw_command(command).await });
+        match tokio::time::timeout(wait, &mut task).await {
+            Ok(Ok(outcome)) => outcome.map_err(|e| self.failure(&e)),
+            Ok(Err(_)) => Err(Failure::fatal("a driver call was cancelled")),
+            Err(_) => {
+                task.abort();
+                Err(Failure::timeout())
+            }
+        }
+    }
+
+    /// Runs a small command given as a document.
+    pub async fn run_doc(&self, db: &str, command: Document) -> Result<Document, Failure> {
+        let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("command"))?;
+        self.run(db, raw).await
+    }
+
+    /// Runs a command that answers with a cursor; all its documents as bytes, as they come, to `each`.
+    pub async fn query(
+        &self,
+        db: &str,
+        command: RawDocumentBuf,
+        mut each: impl FnMut(RawDocumentBuf),
+    ) -> Result<(), Failure> {
+        use futures::TryStreamExt as _;
+        let db = self.client.database(db);
+        let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
+        let cursor = opening
+            .await
+            .map_err(|_| Failure::timeout())?
+            .map_err(|e| self.failure(&e))?;
+        let mut cursor = cursor.with_type::<RawDocumentBuf>();
+        loop {
+            // Batches are 16 MiB at most; on a slow link they take their time.
+            let next = tokio::time::timeout(deadline(16 << 20), cursor.try_next());
+            match next
+                .await
+                .map_err(|_| Failure::timeout())?
+                .map_err(|e| self.failure(&e))?
+            {
+                Some(found) => each(found),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads documents of one collection by `_id`, majority committed; absent ones are left out.
+    pub async fn read(
+        &self,
+        db: &str,
+        coll: &str,
+        ns: u32,
+        ids: impl Iterator<Item = &Id>,
+    ) -> Result<HashMap<Key, Vec<u8>>, Failure> {
+        let mut w = Writer::new();
+        w.str("find", coll)
+            .open("filter")
+            .open("_id")
+            .open_array("$in");
+        let mut count = 0;
+        for id in ids {
+            w.value(index_name(count), id.kind, &id.value);
+            count += 1;
+        }
+        w.close().close().close();
+        w.i32("batchSize", i32::try_from(count + 1).unwrap_or(i32::MAX));
+        w.open("readConcern").str("level", "majority").close();
+        let mut found = HashMap::with_capacity(count);
+        if count == 0 {
+            return Ok(found);
+        }
+        self.query(db, w.command(), |doc| {
+            if let Some(id) = Id::of(doc.as_bytes()) {
+                found.insert(Key::new(ns, &id), doc.into_bytes());
+            }
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// Starts a session, for a transaction.
+    pub async fn session(&self) -> Result<ClientSession, Failure> {
+        self.client
+            .start_session()
+            .await
+            .map_err(|e| self.failure(&e))
+    }
+
+    /// Asks whether the server is there and usable: `hello`, then the identity.
+    pub async fn hello(&self) -> Result<Hello, Failure> {
+        let began = Instant::now();
+        let reply = self.run_doc("admin", doc! {"hello": 1}).await?;
+        let half_way = began.elapsed() / 2;
+        let set = reply.get_str("setName").ok().map(str::to_owned);
+        // A mongos has no set name but answers `isdbgrid`.
+        if set.is_none() && reply.get_str("msg").ok() != Some("isdbgrid") {
+            return Err(Failure::offline(Reason::NotAReplicaSet));
+        }
+        let now = chrono::Utc::now().timestamp_millis();
+        let theirs = reply
+            .get_datetime("localTime")
+            .map_or(now, |t| t.timestamp_millis());
+        Ok(Hello {
+            clock_offset_ms: theirs + i64::try_from(half_way.as_millis()).unwrap_or(0) - now,
+            operation_time: reply.get_timestamp("operationTime").ok(),
+            writable: reply.get_bool("isWritablePrimary").unwrap_or(false),
+            set_name: set.unwrap_or_else(|| "mongos".into()),
+        })
+    }
+
+    /// What tells this cluster from another one (R12): the replica set's id, made when it was
+    /// initiated, or its name and members where a small tier does not tell.
+    pub async fn identity(&self) -> Result<String, Failure> {
+        match self.run_doc("admin", doc! {"replSetGetConfig": 1}).await {
+            Ok(reply) => {
+                if let Ok(id) = reply
+                    .get_document("config")
+                    .and_then(|c| c.get_document("settings"))
+                    .and_then(|s| s.get_object_id("replicaSetId"))
+                {
+                    return Ok(id.to_hex());
+                }
+            }
+            Err(f) if f.is_offline() || f.class == Class::Transient => return Err(f),
+            Err(_) => {}
+        }
+        // Without the right to read the configuration, the election id's upper half and the set's name remain.
+        let reply = self.run_doc("admin", doc! {"hello": 1}).await?;
+        Ok(reply.get_str("setName").unwrap_or("mongos").to_owned())
+    }
+}
+
+/// Answer of [`Endpoint::hello`].
+#[derive(Clone, Debug)]
+pub struct Hello {
+    /// The server's clock minus ours, in ms, half the round trip allowed for.
+    pub clock_offset_ms: i64,
+    /// Time of the last operation in the server's oplog.
+    pub operation_time: Option<bson::Timestamp>,
+    /// Whether it takes writes now.
+    pub writable: bool,
+    /// Name of the replica set.
+    pub set_name: String,
+}

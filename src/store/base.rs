@@ -1,0 +1,165 @@
+//! Base and intents: what both sides agreed on, and writes that may have happened.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::decide::Side;
+use crate::key::Key;
+
+/// Below this a body is kept plain: zstd's frame would eat the gain.
+const PLAIN_BELOW: usize = 96;
+
+/// A content as the store keeps it: marker, checksum, bytes (zstd from 96 bytes on).
+pub fn encode(content: &[u8]) -> Vec<u8> {
+    let sum = xxhash_rust::xxh3::xxh3_64(content).to_le_bytes();
+    let packed = if content.len() < PLAIN_BELOW {
+        None
+    } else {
+        zstd::bulk::compress(content, 1).ok()
+    };
+    let (marker, bytes) = match &packed {
+        Some(p) if p.len() < content.len() => (1, p.as_slice()),
+        _ => (0, content),
+    };
+    let mut out = Vec::with_capacity(bytes.len() + 9);
+    out.push(marker);
+    out.extend_from_slice(&sum);
+    out.extend_from_slice(bytes);
+    out
+}
+
+/// The reverse of [`encode`]; `None` when the bytes were damaged on disk.
+pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
+    let (marker, rest) = stored.split_first()?;
+    let (sum, bytes) = rest.split_at_checked(8)?;
+    // 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
+    let content = if *marker == 1 {
+        zstd::bulk::decompress(bytes, 17 << 20).ok()?
+    } else {
+        bytes.to_vec()
+    };
+    (xxhash_rust::xxh3::xxh3_64(&content).to_le_bytes() == *sum).then_some(content)
+}
+
+/// Bit of `base.echo` for that side's stream.
+pub fn echo_bit(side: Side) -> i64 {
+    match side {
+        Side::Local => 1,
+        Side::Remote => 2,
+    }
+}
+
+/// A write that was about to be sent (R3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Where it was written.
+    pub side: Side,
+    /// The content written; `None` is a deletion.
+    pub new: Option<Vec<u8>>,
+    /// What base becomes if it happened.
+    pub base_after: Option<Vec<u8>>,
+    /// Names of the fields it set or removed, when it was sent by field; NUL-separated.
+    pub fields: Option<Vec<Vec<u8>>>,
+    /// Run of the daemon that sent it.
+    pub epoch: i64,
+}
+
+fn side_number(side: Side) -> i64 {
+    match side {
+        Side::Local => 0,
+        Side::Remote => 1,
+    }
+}
+
+/// Stores an intent, replacing one that was decided.
+pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Result<()> {
+    let after_is_new = intent.base_after == intent.new;
+    let fields = intent.fields.as_ref().map(|f| f.join(&0));
+    c.prepare_cached(
+        "INSERT OR REPLACE INTO intents(key, side, new, base_after, after_is_new, fields, epoch) VALUES(?,?,?,?,?,?,?)",
+    )?
+    .execute(params![
+        key.as_bytes(),
+        side_number(intent.side),
+        intent.new.as_deref().map(encode),
+        if after_is_new { None } else { intent.base_after.as_deref().map(encode) },
+        after_is_new,
+        fields,
+        intent.epoch
+    ])?;
+    Ok(())
+}
+
+/// The undecided intent of a key.
+pub fn get_intent(c: &Connection, key: &Key) -> rusqlite::Result<Option<Intent>> {
+    c.prepare_cached(
+        "SELECT side, new, base_after, after_is_new, fields, epoch FROM intents WHERE key = ?",
+    )?
+    .query_row([key.as_bytes()], |r| {
+        let body = |i: usize| -> rusqlite::Result<Option<Vec<u8>>> {
+            Ok(r.get_ref(i)?.as_blob_or_null()?.and_then(decode))
+        };
+        let new = body(1)?;
+        let base_after = if r.get(3)? { new.clone() } else { body(2)? };
+        let fields: Option<Vec<u8>> = r.get(4)?;
+        Ok(Intent {
+            side: if r.get::<_, i64>(0)? == 0 {
+                Side::Local
+            } else {
+                Side::Remote
+            },
+            new,
+            base_after,
+            fields: fields.map(|f| f.split(|b| *b == 0).map(<[u8]>::to_vec).collect()),
+            epoch: r.get(5)?,
+        })
+    })
+    .optional()
+}
+
+/// Forgets the intent of a key: it was decided.
+pub fn drop_intent(c: &Connection, key: &Key) -> rusqlite::Result<()> {
+    c.prepare_cached("DELETE FROM intents WHERE key = ?")?
+        .execute([key.as_bytes()])?;
+    Ok(())
+}
+
+/// The base content and echo bits of a key. A damaged row reads as no base.
+pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<(Option<Vec<u8>>, i64)> {
+    let row = c
+        .prepare_cached("SELECT body, echo FROM base WHERE key = ?")?
+        .query_row([key.as_bytes()], |r| {
+            Ok((decode(r.get_ref(0)?.as_blob()?), r.get(1)?))
+        })
+        .optional()?;
+    Ok(row.unwrap_or((None, 0)))
+}
+
+/// Sets base; `None` removes it. `echo` replaces the bits under `mask`.
+pub fn put(
+    c: &Connection,
+    key: &Key,
+    content: Option<&[u8]>,
+    echo: i64,
+    mask: i64,
+) -> rusqlite::Result<()> {
+    match content {
+        Some(content) => c
+            .prepare_cached(
+                "INSERT INTO base(key, body, echo) VALUES(?1, ?2, ?3) ON CONFLICT(key) DO UPDATE SET body = ?2, echo = (echo & ~?4) | ?3",
+            )?
+            .execute(params![key.as_bytes(), encode(content), echo, mask])?,
+        None => c.prepare_cached("DELETE FROM base WHERE key = ?")?.execute([key.as_bytes()])?,
+    };
+    Ok(())
+}
+
+/// Forgets which insert events are owed: after lost history they may never come.
+pub fn clear_echoes(c: &Connection) -> rusqlite::Result<()> {
+    c.execute("UPDATE base SET echo = 0 WHERE echo <> 0", [])?;
+    Ok(())
+}
+
+/// Number of documents in base.
+pub fn count(c: &Connection) -> rusqlite::Result<u64> {
+    c.query_row("SELECT count(*) FROM base", [], |r| r.get(0))
+}

@@ -1,0 +1,326 @@
+//! The state store: one SQLite file, one thread, group commit.
+//!
+//! Everything that must survive a crash is in `state_dir/sangam.db`: outbox, inbox, base, intents,
+//! stream tokens, holds, and records on their way into the local database. All calls go to one
+//! thread, which runs those that wait together in one transaction (WAL, `synchronous=FULL`) and
+//! answers after the commit, so an answer means "on disk" (R1, R2, R3).
+//!
+//! A second daemon on the same directory is refused by a lock. A file that is cut or garbled is put
+//! aside under a name that says so; base is then rebuilt by a reconcile.
+
+pub mod base;
+pub mod queue;
+pub mod records;
+mod schema;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use tokio::sync::oneshot;
+
+/// Why the store could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds the lock.
+    #[error(
+        "another sangam already works in {0}; stop it first (systemctl stop sangam), or give this one its own state_dir"
+    )]
+    Locked(PathBuf),
+    /// The directory can't be used.
+    #[error(
+        "state directory {path} can't be used: {source}; create it and give it to the user that runs sangam"
+    )]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file was written by a later version.
+    #[error(
+        "{path} was written by a newer sangam (format {found}, this one knows {known}); install that version again"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// SQLite failed.
+    #[error("state store: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The store's thread is gone; only at shutdown.
+    #[error("state store is closed")]
+    Closed,
+}
+
+impl StoreError {
+    /// The file is damaged: put it aside and rebuild.
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self, Self::Sqlite(e) if is_corrupt(e))
+    }
+
+    /// No space left, or the file system went read-only.
+    pub fn is_disk(&self) -> bool {
+        matches!(self, Self::Sqlite(rusqlite::Error::SqliteFailure(e, _))
+            if matches!(e.code, ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen))
+    }
+}
+
+fn is_corrupt(e: &rusqlite::Error) -> bool {
+    matches!(e, rusqlite::Error::SqliteFailure(e, _) if matches!(e.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+type Finish = Box<dyn FnOnce(Result<(), rusqlite::Error>) + Send>;
+type Job = Box<dyn FnOnce(&Connection) -> Finish + Send>;
+
+/// Handle to the store; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    jobs: mpsc::Sender<Job>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    /// Number of this run of the daemon; intents of earlier runs may still be on the wire.
+    epoch: i64,
+    /// Where a damaged file was put, if this start found one.
+    put_aside: Option<PathBuf>,
+    namespaces: Mutex<queue::Namespaces>,
+    _lock: File,
+}
+
+/// Most jobs folded into one transaction; more would only lengthen the wait of the first.
+const GROUP: usize = 64;
+
+impl Store {
+    /// Opens or makes the store in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Directory {
+            path: dir.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(dir).map_err(unusable)?;
+        restrict(dir, 0o700).map_err(unusable)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(dir.join("sangam.lock"))
+            .map_err(unusable)?;
+        lock.try_lock()
+            .map_err(|_| StoreError::Locked(dir.to_owned()))?;
+        let path = dir.join("sangam.db");
+        let mut put_aside = None;
+        let conn = match schema::open(&path) {
+            Err(e) if e.is_corrupt() => {
+                put_aside = Some(set_aside(&path).map_err(unusable)?);
+                schema::open(&path)?
+            }
+            other => other?,
+        };
+        restrict(&path, 0o600).map_err(unusable)?;
+        let epoch = conn.query_row(
+            "INSERT INTO meta(k, v) VALUES('epoch', 1) ON CONFLICT(k) DO UPDATE SET v = v + 1 RETURNING v",
+            [],
+            |r| r.get(0),
+        )?;
+        let namespaces = Mutex::new(queue::Namespaces::load(&conn)?);
+        let (jobs, inbox) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || serve(conn, &inbox))
+            .map_err(unusable)?;
+        Ok(Self {
+            jobs,
+            inner: Arc::new(Inner {
+                path,
+                epoch,
+                put_aside,
+                namespaces,
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// Number of this run of the daemon.
+    pub fn epoch(&self) -> i64 {
+        self.inner.epoch
+    }
+
+    /// Where a damaged state file was put at this start.
+    pub fn put_aside(&self) -> Option<&Path> {
+        self.inner.put_aside.as_deref()
+    }
+
+    /// Bytes of the state file and its log.
+    pub fn bytes_on_disk(&self) -> u64 {
+        let size = |p: &Path| std::fs::metadata(p).map_or(0, |m| m.len());
+        size(&self.inner.path) + size(&self.inner.path.with_extension("db-wal"))
+    }
+
+    /// Directory of the state file.
+    pub fn dir(&self) -> &Path {
+        self.inner.path.parent().unwrap_or(Path::new("."))
+    }
+
+    /// Runs `work` in a transaction; the answer comes after the commit.
+    pub async fn call<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |conn| {
+            let outcome = in_savepoint(conn, work);
+            Box::new(move |committed| {
+                // The receiver is gone only if its task was cancelled; then nobody wants the answer.
+                let _ = reply.send(match committed {
+                    Ok(()) => outcome,
+                    Err(e) => Err(e),
+                });
+            })
+        });
+        self.jobs.send(job).map_err(|_| StoreError::Closed)?;
+        let outcome = answer.await.map_err(|_| StoreError::Closed)?;
+        if let Err(e) = &outcome
+            && is_corrupt(e)
+        {
+            // The next start checks the whole file and puts it aside if it is damaged indeed.
+            let _ = std::fs::write(schema::suspect_mark(&self.inner.path), b"");
+        }
+        Ok(outcome?)
+    }
+
+    /// A value kept under a name.
+    pub async fn get_meta<T: rusqlite::types::FromSql + Send + 'static>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let name = name.to_owned();
+        self.call(move |c| get_meta(c, &name)).await
+    }
+
+    /// Keeps a value under a name.
+    pub async fn set_meta<T: rusqlite::ToSql + Send + 'static>(
+        &self,
+        name: &str,
+        value: T,
+    ) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.call(move |c| set_meta(c, &name, value)).await
+    }
+}
+
+/// A value kept under a name, inside a call.
+pub fn get_meta<T: rusqlite::types::FromSql>(
+    c: &Connection,
+    name: &str,
+) -> rusqlite::Result<Option<T>> {
+    c.prepare_cached("SELECT v FROM meta WHERE k = ?")?
+        .query_row([name], |r| r.get(0))
+        .optional()
+}
+
+/// Keeps a value under a name, inside a call.
+pub fn set_meta(c: &Connection, name: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT OR REPLACE INTO meta(k, v) VALUES(?, ?)")?
+        .execute(rusqlite::params![name, value])?;
+    Ok(())
+}
+
+fn in_savepoint<T>(
+    conn: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, rusqlite::Error> {
+    conn.prepare_cached("SAVEPOINT job")?.execute([])?;
+    let outcome = work(conn);
+    if outcome.is_err() {
+        conn.prepare_cached("ROLLBACK TO job")?.execute([])?;
+    }
+    conn.prepare_cached("RELEASE job")?.execute([])?;
+    outcome
+}
+
+fn serve(conn: Connection, jobs: &mpsc::Receiver<Job>) {
+    let mut last_vacuum = Instant::now();
+    while let Ok(first) = jobs.recv() {
+        let mut finishes: Vec<Finish> = Vec::new();
+        let began = conn.execute_batch("BEGIN IMMEDIATE");
+        if began.is_ok() {
+            finishes.push(first(&conn));
+            while finishes.len() < GROUP {
+                match jobs.try_recv() {
+                    Ok(job) => finishes.push(job(&conn)),
+                    Err(_) => break,
+                }
+            }
+        } else {
+            finishes.push(Box::new(move |_| drop(first)));
+        }
+        let mut committed = began.and_then(|()| conn.execute_batch("COMMIT"));
+        if committed.is_err() {
+            // After a failed commit nothing of the group is on disk; every caller is told.
+            let _ = conn.execute_batch("ROLLBACK");
+        }
+        for finish in finishes {
+            finish(match &mut committed {
+                Ok(()) => Ok(()),
+                Err(e) => Err(copy_error(e)),
+            });
+        }
+        if last_vacuum.elapsed() > Duration::from_secs(60) {
+            last_vacuum = Instant::now();
+            if let Err(error) = conn.execute_batch("PRAGMA incremental_vacuum(2000)") {
+                tracing::debug!(%error, "incremental vacuum");
+            }
+        }
+    }
+}
+
+fn copy_error(e: &rusqlite::Error) -> rusqlite::Error {
+    match e {
+        rusqlite::Error::SqliteFailure(code, text) => {
+            rusqlite::Error::SqliteFailure(*code, text.clone())
+        }
+        other => {
+            rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(1), Some(other.to_string()))
+        }
+    }
+}
+
+fn restrict(path: &Path, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+/// Renames a damaged file and its companions; the new name says when.
+fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let stamp = chrono::Utc::now().format("%Y%m%dT%H%M%S");
+    let aside = path.with_extension(format!("db.damaged-{stamp}"));
+    std::fs::rename(path, &aside)?;
+    for ext in ["db-wal", "db-shm"] {
+        let companion = path.with_extension(ext);
+        if companion.exists() {
+            std::fs::rename(
+                &companion,
+                aside.with_extension(format!("damaged-{stamp}-{}", &ext[3..])),
+            )?;
+        }
+    }
+    let mark = schema::suspect_mark(path);
+    if mark.exists() {
+        std::fs::remove_file(mark)?;
+    }
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests;

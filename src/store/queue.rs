@@ -1,0 +1,466 @@
+//! Outbox and inbox: document keys that may differ, coalesced, in the order of their first change.
+
+use std::collections::{HashMap, HashSet};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::base::{self, Intent};
+use crate::decide::Side;
+use crate::key::{Id, Key};
+use crate::raw;
+
+/// Names of the namespaces by number. Numbers are never reused.
+#[derive(Default)]
+pub struct Namespaces {
+    by_name: HashMap<(String, String), u32>,
+    by_number: HashMap<u32, (String, String)>,
+}
+
+impl Namespaces {
+    pub(super) fn load(c: &Connection) -> rusqlite::Result<Self> {
+        let mut all = Self::default();
+        let mut statement = c.prepare("SELECT n, db, coll FROM namespaces")?;
+        let rows = statement.query_map([], |r| Ok((r.get(0)?, (r.get(1)?, r.get(2)?))))?;
+        for row in rows {
+            let (n, name): (u32, (String, String)) = row?;
+            all.by_name.insert(name.clone(), n);
+            all.by_number.insert(n, name);
+        }
+        Ok(all)
+    }
+}
+
+impl super::Store {
+    /// The number of a namespace; a new one is stored first.
+    pub async fn namespace(&self, db: &str, coll: &str) -> Result<u32, super::StoreError> {
+        let name = (db.to_owned(), coll.to_owned());
+        if let Some(n) = self.lock_namespaces().by_name.get(&name) {
+            return Ok(*n);
+        }
+        let wanted = name.clone();
+        let n: u32 = self
+            .call(move |c| {
+                c.execute(
+                    "INSERT OR IGNORE INTO namespaces(db, coll) VALUES(?, ?)",
+                    params![wanted.0, wanted.1],
+                )?;
+                c.query_row(
+                    "SELECT n FROM namespaces WHERE db = ? AND coll = ?",
+                    params![wanted.0, wanted.1],
+                    |r| r.get(0),
+                )
+            })
+            .await?;
+        let mut all = self.lock_namespaces();
+        all.by_name.insert(name.clone(), n);
+        all.by_number.insert(n, name);
+        Ok(n)
+    }
+
+    /// Database and collection of a namespace number.
+    pub fn namespace_name(&self, n: u32) -> Option<(String, String)> {
+        self.lock_namespaces().by_number.get(&n).cloned()
+    }
+
+    fn lock_namespaces(&self) -> std::sync::MutexGuard<'_, Namespaces> {
+        self.inner
+            .namespaces
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The table of the queue that holds changes *of* that side: the outbox those of the local side.
+pub fn table(of: Side) -> &'static str {
+    match of {
+        Side::Local => "outbox",
+        Side::Remote => "inbox",
+    }
+}
+
+/// A change seen on a stream, by a pull or by a reconcile.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Which document.
+    pub key: Key,
+    /// Its `_id` as the event had it.
+    pub id: Id,
+    /// What the event said; see [`is_echo`]. `None`: look at the document.
+    pub hint: Option<Vec<u8>>,
+}
+
+/// Adds changes of one side; `at` in ms since 1970. A held key becomes ready again (R19).
+/// An event that says nothing new is left out right here.
+pub fn enqueue(c: &Connection, of: Side, changes: &[Change], at: i64) -> rusqlite::Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let count = i64::try_from(changes.len()).unwrap_or(i64::MAX);
+    let last: i64 = c
+        .prepare_cached("UPDATE meta SET v = v + ? WHERE k = 'seq' RETURNING v")?
+        .query_row([count], |r| r.get(0))?;
+    let mut insert = c.prepare_cached(&format!(
+        "INSERT INTO {}(key, id, seq, hint, at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET
+         seq = excluded.seq, hint = NULL, held = NULL, reason = NULL, attempts = 0, next_at = 0",
+        table(of)
+    ))?;
+    for (seq, change) in (last - count + 1..).zip(changes) {
+        insert.execute(params![
+            change.key.as_bytes(),
+            change.id.to_bytes(),
+            seq,
+            change.hint,
+            at
+        ])?;
+    }
+    Ok(())
+}
+
+/// Whether an event only tells what base says already: an echo of our own write, as a rule.
+///
+/// Sound because the queue row is evaluated alone (several events of a key merge to "look") and
+/// while no write of the key is under way: a state that differs from base later has a later event.
+pub fn is_echo(
+    hint: &[u8],
+    base: Option<&[u8]>,
+    owed_insert: bool,
+    sync_fields: &[String],
+) -> bool {
+    match (hint.split_first(), base) {
+        (Some((b'd', _)), None) => true,
+        (Some((b'i', _)), Some(_)) => owed_insert,
+        (Some((b'u', description)), Some(base)) => update_is_in(description, base, sync_fields),
+        _ => false,
+    }
+}
+
+/// Whether an update description names only sync fields: no change to anyone.
+pub fn only_sync_fields(description: &[u8], sync_fields: &[String]) -> bool {
+    let is_sync = |name: &[u8]| sync_fields.iter().any(|f| f.as_bytes() == name);
+    raw::elements(description).all(|part| {
+        let Ok(part) = part else { return false };
+        match part.name {
+            b"updatedFields" => raw::elements(part.value).all(|e| e.is_ok_and(|e| is_sync(e.name))),
+            b"removedFields" => raw::elements(part.value).all(|e| {
+                e.is_ok_and(|e| raw::text(&e).is_some_and(|name| is_sync(name.as_bytes())))
+            }),
+            _ => raw::elements(part.value).next().is_none(),
+        }
+    })
+}
+
+fn update_is_in(description: &[u8], base: &[u8], sync_fields: &[String]) -> bool {
+    let is_sync = |name: &[u8]| sync_fields.iter().any(|f| f.as_bytes() == name);
+    raw::elements(description).all(|part| {
+        let Ok(part) = part else { return false };
+        match part.name {
+            b"updatedFields" => raw::elements(part.value).all(|e| {
+                // A dotted name is either a path or a name with a dot: look at the document then.
+                e.is_ok_and(|e| {
+                    is_sync(e.name)
+                        || raw::get(base, e.name)
+                            .is_some_and(|b| b.whole == e.whole && !e.name.contains(&b'.'))
+                })
+            }),
+            b"removedFields" => raw::elements(part.value).all(|e| {
+                e.is_ok_and(|e| {
+                    raw::text(&e).is_some_and(|n| {
+                        is_sync(n.as_bytes())
+                            || (!n.contains('.') && raw::get(base, n.as_bytes()).is_none())
+                    })
+                })
+            }),
+            _ => raw::elements(part.value).next().is_none(),
+        }
+    })
+}
+
+/// A row of a queue as it was claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Changes with every event of the key; a row leaves only with the number it was claimed with.
+    pub seq: i64,
+    /// Tries that were refused.
+    pub attempts: u32,
+    /// When the first change was seen, ms since 1970.
+    pub at: i64,
+}
+
+/// A document key to be worked on, with all the store knows of it.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Which document.
+    pub key: Key,
+    /// Its `_id`.
+    pub id: Id,
+    /// Its row in the outbox.
+    pub outbox: Option<Row>,
+    /// Its row in the inbox.
+    pub inbox: Option<Row>,
+    /// The agreed content.
+    pub base: Option<Vec<u8>>,
+    /// A write that may have happened.
+    pub intent: Option<Intent>,
+}
+
+/// What to claim.
+pub struct Claim {
+    /// Which queue leads.
+    pub of: Side,
+    /// Start behind this position.
+    pub after: i64,
+    /// Most keys.
+    pub limit: usize,
+    /// ms since 1970; rows due later are passed over.
+    pub now: i64,
+    /// Only these namespaces; empty means all.
+    pub only: Vec<u32>,
+    /// Never these namespaces (held collections, not synced any more).
+    pub never: HashSet<u32>,
+    /// Names of the sync fields.
+    pub sync_fields: Vec<String>,
+}
+
+/// Claims the next keys of a queue that are not `busy`, drops rows that are only echoes, and tells
+/// where the next claim continues: `None` at the end of the queue. The claimed keys are added to `busy`.
+pub fn claim(
+    c: &Connection,
+    what: &Claim,
+    busy: &mut HashSet<Key>,
+) -> rusqlite::Result<(Vec<Work>, Option<i64>)> {
+    let mut works = Vec::new();
+    let mut at = what.after;
+    // Rows passed over cost little, but a claim must end: the thread serves others too.
+    let mut budget = 20_000_usize;
+    let mut rows = c.prepare_cached(&format!(
+        "SELECT pos, key, id, seq, hint, attempts, at, next_at FROM {} WHERE held IS NULL AND pos > ? ORDER BY pos LIMIT ?",
+        table(what.of)
+    ))?;
+    let mut rows = rows.query(params![at, i64::try_from(budget).unwrap_or(i64::MAX)])?;
+    while let Some(r) = rows.next()? {
+        if works.len() >= what.limit {
+            return Ok((works, Some(at)));
+        }
+        budget -= 1;
+        at = r.get(0)?;
+        let key = Key::from_bytes(r.get(1)?);
+        let due: i64 = r.get(7)?;
+        if due > what.now
+            || busy.contains(&key)
+            || what.never.contains(&key.ns())
+            || !(what.only.is_empty() || what.only.contains(&key.ns()))
+        {
+            continue;
+        }
+        let row = Row {
+            seq: r.get(3)?,
+            attempts: r.get(5)?,
+            at: r.get(6)?,
+        };
+        let (content, echo) = base::get(c, &key)?;
+        let intent = base::get_intent(c, &key)?;
+        let other = get_row(c, what.of.other(), &key)?;
+        let hint = r.get_ref(4)?.as_blob_or_null()?;
+        if let Some(hint) = hint
+            && intent.is_none()
+            && other.is_none()
+            && is_echo(
+                hint,
+                content.as_deref(),
+                echo & base::echo_bit(what.of) != 0,
+                &what.sync_fields,
+            )
+        {
+            c.prepare_cached(&format!("DELETE FROM {} WHERE key = ?", table(what.of)))?
+                .execute([key.as_bytes()])?;
+            if hint.first() == Some(&b'i') {
+                c.prepare_cached("UPDATE base SET echo = echo & ~? WHERE key = ?")?
+                    .execute(params![base::echo_bit(what.of), key.as_bytes()])?;
+            }
+            continue;
+        }
+        let id = Id::from_bytes(r.get_ref(2)?.as_blob()?);
+        let (outbox, inbox) = match what.of {
+            Side::Local => (Some(row), other),
+            Side::Remote => (other, Some(row)),
+        };
+        busy.insert(key.clone());
+        works.push(Work {
+            key,
+            id,
+            outbox,
+            inbox,
+            base: content,
+            intent,
+        });
+    }
+    let end = if budget == 0 { Some(at) } else { None };
+    Ok((works, end))
+}
+
+fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<Row>> {
+    c.prepare_cached(&format!(
+        "SELECT seq, attempts, at FROM {} WHERE key = ?",
+        table(of)
+    ))?
+    .query_row([key.as_bytes()], |r| {
+        Ok(Row {
+            seq: r.get(0)?,
+            attempts: r.get(1)?,
+            at: r.get(2)?,
+        })
+    })
+    .optional()
+}
+
+/// Takes a row out if it is still the one that was claimed (R2).
+pub fn remove(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<()> {
+    c.prepare_cached(&format!(
+        "DELETE FROM {} WHERE key = ? AND seq = ?",
+        table(of)
+    ))?
+    .execute(params![key.as_bytes(), seq])?;
+    Ok(())
+}
+
+/// Puts a row back for a later try, with a reason.
+pub fn defer(
+    c: &Connection,
+    of: Side,
+    key: &Key,
+    next_at: i64,
+    attempt: bool,
+    reason: Option<&str>,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(&format!(
+        "UPDATE {} SET next_at = ?, attempts = attempts + ?, reason = ? WHERE key = ?",
+        table(of)
+    ))?
+    .execute(params![next_at, attempt, reason, key.as_bytes()])?;
+    Ok(())
+}
+
+/// Holds a row that is still the one that was claimed: `conflict` or `failed`, with a reason (R19).
+pub fn hold(
+    c: &Connection,
+    of: Side,
+    key: &Key,
+    seq: i64,
+    held: &str,
+    reason: &str,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(&format!(
+        "UPDATE {} SET held = ?, reason = ? WHERE key = ? AND seq = ?",
+        table(of)
+    ))?
+    .execute(params![held, reason, key.as_bytes(), seq])?;
+    Ok(())
+}
+
+/// Makes everything ready now; `failed` rows get another round of tries.
+pub fn retry_all(c: &Connection) -> rusqlite::Result<()> {
+    for table in ["outbox", "inbox"] {
+        c.execute(
+            &format!("UPDATE {table} SET next_at = 0 WHERE next_at > 0"),
+            [],
+        )?;
+        c.execute(
+            &format!(
+                "UPDATE {table} SET held = NULL, attempts = 0, reason = NULL WHERE held = 'failed'"
+            ),
+            [],
+        )?;
+    }
+    Ok(())
+}
+
+/// Counts of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All rows.
+    pub all: u64,
+    /// Rows of documents in conflict.
+    pub conflict: u64,
+    /// Rows of rejected documents.
+    pub failed: u64,
+    /// When the oldest row that is not held was first seen, ms since 1970.
+    pub oldest: Option<i64>,
+}
+
+/// Counts of the queue with that side's changes.
+pub fn counts(c: &Connection, of: Side) -> rusqlite::Result<Counts> {
+    let t = table(of);
+    let held = |what: &str| -> rusqlite::Result<u64> {
+        c.prepare_cached(&format!(
+            "SELECT count(*) FROM {t} WHERE held = ? AND held IS NOT NULL"
+        ))?
+        .query_row([what], |r| r.get(0))
+    };
+    Ok(Counts {
+        all: c
+            .prepare_cached(&format!("SELECT count(*) FROM {t}"))?
+            .query_row([], |r| r.get(0))?,
+        conflict: held("conflict")?,
+        failed: held("failed")?,
+        oldest: c
+            .prepare_cached(&format!(
+                "SELECT at FROM {t} WHERE held IS NULL ORDER BY pos LIMIT 1"
+            ))?
+            .query_row([], |r| r.get(0))
+            .optional()?,
+    })
+}
+
+/// Rows that are not held and were queued no later than sequence number `seq`, in these namespaces.
+pub fn ready_up_to(c: &Connection, seq: i64, only: &[u32]) -> rusqlite::Result<u64> {
+    let mut total = 0;
+    for table in ["outbox", "inbox"] {
+        if only.is_empty() {
+            total += c
+                .prepare_cached(&format!(
+                    "SELECT count(*) FROM {table} WHERE held IS NULL AND seq <= ?"
+                ))?
+                .query_row([seq], |r| r.get::<_, u64>(0))?;
+        } else {
+            let mut rows = c.prepare_cached(&format!(
+                "SELECT key FROM {table} WHERE held IS NULL AND seq <= ?"
+            ))?;
+            for key in rows.query_map([seq], |r| r.get(0))? {
+                total += u64::from(only.contains(&Key::from_bytes(key?).ns()));
+            }
+        }
+    }
+    Ok(total)
+}
+
+/// One listed row: side of the change, key, `_id`, first seen, state, reason.
+pub type Listed = (Side, Key, Id, i64, Option<String>, Option<String>);
+
+/// The oldest rows of both queues.
+pub fn list(c: &Connection, limit: u32) -> rusqlite::Result<Vec<Listed>> {
+    let mut all = Vec::new();
+    for of in [Side::Local, Side::Remote] {
+        let mut rows = c.prepare_cached(&format!(
+            "SELECT key, id, at, held, reason FROM {} ORDER BY pos LIMIT ?",
+            table(of)
+        ))?;
+        for row in rows.query_map([limit], |r| {
+            Ok((
+                of,
+                Key::from_bytes(r.get(0)?),
+                Id::from_bytes(r.get_ref(1)?.as_blob()?),
+                r.get(2)?,
+                r.get(3)?,
+                r.get(4)?,
+            ))
+        })? {
+            all.push(row?);
+        }
+    }
+    Ok(all)
+}
+
+/// The sequence number of the last change queued.
+pub fn last_seq(c: &Connection) -> rusqlite::Result<i64> {
+    c.query_row("SELECT v FROM meta WHERE k = 'seq'", [], |r| r.get(0))
+}

@@ -1,0 +1,105 @@
+//! Tables of the state file, and how it is opened and checked.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Format of the state file (`PRAGMA user_version`).
+pub(super) const FORMAT: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID;
+CREATE TABLE namespaces(n INTEGER PRIMARY KEY, db TEXT NOT NULL, coll TEXT NOT NULL, UNIQUE(db, coll));
+-- pos keeps the order of the first change; seq changes with every change (R2).
+-- hint: what the single event said ('i' insert, 'd' delete, 'u' + update description), NULL: look.
+-- held: 'conflict' or 'failed'; next_at in ms since 1970.
+CREATE TABLE outbox(pos INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, id BLOB NOT NULL,
+  seq INTEGER NOT NULL, hint BLOB, at INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+  next_at INTEGER NOT NULL DEFAULT 0, held TEXT, reason TEXT);
+CREATE TABLE inbox(pos INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, id BLOB NOT NULL,
+  seq INTEGER NOT NULL, hint BLOB, at INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
+  next_at INTEGER NOT NULL DEFAULT 0, held TEXT, reason TEXT);
+CREATE INDEX outbox_ready ON outbox(pos) WHERE held IS NULL;
+CREATE INDEX inbox_ready ON inbox(pos) WHERE held IS NULL;
+CREATE INDEX outbox_held ON outbox(held) WHERE held IS NOT NULL;
+CREATE INDEX inbox_held ON inbox(held) WHERE held IS NOT NULL;
+-- body: a marker byte (0 plain, 1 zstd), 8 bytes xxh3 of the content, the content.
+-- echo: 1 the local stream, 2 the remote stream still owes the insert event of our own create.
+CREATE TABLE base(key BLOB PRIMARY KEY, body BLOB NOT NULL, echo INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX base_echo ON base(key) WHERE echo <> 0;
+-- A write that may have reached `side`. new NULL: a deletion. base_after NULL with after_is_new=1: same as new.
+CREATE TABLE intents(key BLOB PRIMARY KEY, side INTEGER NOT NULL, new BLOB, base_after BLOB,
+  after_is_new INTEGER NOT NULL, fields BLOB, epoch INTEGER NOT NULL) WITHOUT ROWID;
+-- Documents whose sync fields have to be brought up to date; gen counts the requests.
+CREATE TABLE stamps(key BLOB PRIMARY KEY, id BLOB NOT NULL, gen INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+-- Open conflicts by document key; two keys may share one (a unique clash).
+-- other: the document that holds the unique value.
+CREATE TABLE open_conflicts(key BLOB PRIMARY KEY, conflict BLOB NOT NULL, kind TEXT NOT NULL, other BLOB) WITHOUT ROWID;
+CREATE INDEX open_conflicts_id ON open_conflicts(conflict);
+-- Records on their way into conflict_logs and sync_logs: fields to be set in the record with that _id,
+-- in order; a repeat does no harm.
+CREATE TABLE records(n INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, coll TEXT NOT NULL, doc BLOB NOT NULL);
+INSERT INTO meta(k, v) VALUES('seq', 0);
+";
+
+/// A file whose existence asks for a full check at the next start.
+pub(super) fn suspect_mark(path: &Path) -> PathBuf {
+    path.with_extension("db.suspect")
+}
+
+pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    let mut conn = Connection::open(path)?;
+    conn.busy_timeout(Duration::from_secs(5))?;
+    // auto_vacuum must be set before the first table and journal_mode.
+    conn.execute_batch("PRAGMA auto_vacuum=INCREMENTAL;")?;
+    conn.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
+    conn.execute_batch(
+        "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-16000; PRAGMA wal_autocheckpoint=4000;",
+    )?;
+    conn.set_prepared_statement_cache_capacity(128);
+    let found: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    match found {
+        0 => conn
+            .execute_batch(&format!(
+                "BEGIN IMMEDIATE; {TABLES} PRAGMA user_version={FORMAT}; COMMIT;"
+            ))
+            .map_err(StoreError::from)?,
+        FORMAT => {}
+        found => {
+            return Err(StoreError::Newer {
+                path: path.to_owned(),
+                found,
+                known: FORMAT,
+            });
+        }
+    }
+    check(&mut conn, suspect_mark(path).exists())?;
+    Ok(conn)
+}
+
+/// Looks for damage: for a second at most, or for as long as it takes after a damaged read.
+fn check(conn: &mut Connection, thorough: bool) -> Result<(), StoreError> {
+    let began = Instant::now();
+    conn.progress_handler(
+        100_000,
+        Some(move || !thorough && began.elapsed() > Duration::from_secs(1)),
+    )?;
+    let verdict = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0));
+    conn.progress_handler(0, None::<fn() -> bool>)?;
+    match verdict {
+        Ok(text) if text == "ok" => Ok(()),
+        Ok(text) => {
+            Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), Some(text)).into())
+        }
+        // Out of time: no damage in what was seen; every row of base carries its own checksum.
+        Err(rusqlite::Error::SqliteFailure(e, _))
+            if e.code == rusqlite::ErrorCode::OperationInterrupted =>
+        {
+            Ok(())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
