@@ -24,7 +24,7 @@ use crate::run::{self, RunError};
 
 /// Keeps a local MongoDB database and one in the cloud equal, both ways.
 #[derive(Debug, Parser)]
-#[command(name = "sangam", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "sangam", version, after_help = EXIT_CODES)]
 pub struct Args {
     /// Configuration file [default: $SANGAM_CONFIG, ./sangam.toml, ./config/sangam.toml or
     /// /etc/sangam/sangam.toml]
