@@ -104,14 +104,28 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         let ns = match namespaces.get(&n) {
             Some(ns) => ns.clone(),
             None => {
-                let Some((db, coll)) = shared.store.namespace_name(n) else { continue };
+                let Some((db, coll)) = shared.store.namespace_name(n) else {
+                    continue;
+                };
                 let shown = settings.display(&db, &coll);
-                let ns = Arc::new(Namespace { number: n, db, coll, shown });
+                let ns = Arc::new(Namespace {
+                    number: n,
+                    db,
+                    coll,
+                    shown,
+                });
                 namespaces.insert(n, ns.clone());
                 ns
             }
         };
-        items.push(Item { work, ns, local: None, remote: None, remote_known: false, state: State::Look });
+        items.push(Item {
+            work,
+            ns,
+            local: None,
+            remote: None,
+            remote_known: false,
+            state: State::Look,
+        });
     }
     for look in 0..LOOKS {
         if items.iter().all(|i| i.state != State::Look) {
@@ -124,7 +138,11 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         }
         crate::unique::untie_all(shared, &settings, &mut items).await?;
     }
-    let left: Vec<Work> = items.into_iter().filter(|i| i.state == State::Look).map(|i| i.work).collect();
+    let left: Vec<Work> = items
+        .into_iter()
+        .filter(|i| i.state == State::Look)
+        .map(|i| i.work)
+        .collect();
     settle::put_back(shared, left, delay_of_attempt(&settings.config.retry, 1)).await
 }
 
@@ -141,7 +159,11 @@ async fn read(shared: &Arc<Shared>, items: &mut [Item], again: bool) -> Result<(
     for indexes in by_ns.into_values() {
         let ns = items[indexes[0]].ns.clone();
         let ids = |known_only: bool| {
-            indexes.iter().map(|i| &items[*i]).filter(move |i| !known_only || i.remote_known).map(|i| &i.work.id)
+            indexes
+                .iter()
+                .map(|i| &items[*i])
+                .filter(move |i| !known_only || i.remote_known)
+                .map(|i| &i.work.id)
         };
         let local_read = shared.local.read(&ns.db, &ns.coll, ns.number, ids(false));
         let remote_read = remote.read(&ns.db, &ns.coll, ns.number, ids(true));
@@ -161,18 +183,36 @@ async fn read(shared: &Arc<Shared>, items: &mut [Item], again: bool) -> Result<(
 }
 
 /// Decides every item that was read, stores what needs no write and the intents of what does.
-async fn decide_all(shared: &Arc<Shared>, settings: &Settings, items: &mut [Item]) -> Result<Vec<Planned>, Failure> {
+async fn decide_all(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    items: &mut [Item],
+) -> Result<Vec<Planned>, Failure> {
     let mut settlements: Vec<Settlement> = Vec::new();
     let mut planned = Vec::new();
     for (i, item) in items.iter_mut().enumerate() {
         if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
             continue;
         }
-        let local = item.local.as_deref().map(|d| strip(d, &settings.sync_fields));
-        let there = item.remote.as_deref().map(|d| strip(d, &settings.sync_fields));
+        let local = item
+            .local
+            .as_deref()
+            .map(|d| strip(d, &settings.sync_fields));
+        let there = item
+            .remote
+            .as_deref()
+            .map(|d| strip(d, &settings.sync_fields));
         let base = item.work.base.as_deref();
-        let remote = if item.remote_known { there.as_deref() } else { base };
-        let view = View { local: local.as_deref(), base, remote };
+        let remote = if item.remote_known {
+            there.as_deref()
+        } else {
+            base
+        };
+        let view = View {
+            local: local.as_deref(),
+            base,
+            remote,
+        };
         let rules = Rules {
             policy: settings.policy(&item.ns.coll),
             updated_at: &settings.config.fields.updated_at,
@@ -188,7 +228,10 @@ async fn decide_all(shared: &Arc<Shared>, settings: &Settings, items: &mut [Item
         match decision {
             Decision::Agree => {
                 let base = (local.as_deref() != base).then(|| local.as_deref().map(<[u8]>::to_vec));
-                let unstamped = item.local.as_deref().is_some_and(|d| is_unstamped(d, settings));
+                let unstamped = item
+                    .local
+                    .as_deref()
+                    .is_some_and(|d| is_unstamped(d, settings));
                 let settlement = Settlement::Agreed {
                     work: item.work.clone(),
                     base,
@@ -200,7 +243,10 @@ async fn decide_all(shared: &Arc<Shared>, settings: &Settings, items: &mut [Item
             }
             Decision::Hold(clash) => {
                 let found = found(item, &clash);
-                settlements.push(Settlement::Held { work: item.work.clone(), found: Box::new(found) });
+                settlements.push(Settlement::Held {
+                    work: item.work.clone(),
+                    found: Box::new(found),
+                });
                 item.state = State::Done;
             }
             Decision::Settle(target, clash) => {
@@ -214,8 +260,15 @@ async fn decide_all(shared: &Arc<Shared>, settings: &Settings, items: &mut [Item
 }
 
 /// A write of ours that may have happened is decided before anything else (R3). `false`: not now.
-fn settle_intent(shared: &Shared, settings: &Settings, item: &mut Item, settlements: &mut Vec<Settlement>) -> bool {
-    let Some(intent) = item.work.intent.take() else { return true };
+fn settle_intent(
+    shared: &Shared,
+    settings: &Settings,
+    item: &mut Item,
+    settlements: &mut Vec<Settlement>,
+) -> bool {
+    let Some(intent) = item.work.intent.take() else {
+        return true;
+    };
     let actual = match intent.side {
         Side::Local => item.local.as_deref(),
         Side::Remote => item.remote.as_deref(),
@@ -223,18 +276,26 @@ fn settle_intent(shared: &Shared, settings: &Settings, item: &mut Item, settleme
     let actual = actual.map(|d| strip(d, &settings.sync_fields));
     if landed(&intent, actual.as_deref()) {
         item.work.base = intent.base_after.clone();
-        settlements.push(Settlement::Landed { work: item.work.clone(), intent });
+        settlements.push(Settlement::Landed {
+            work: item.work.clone(),
+            intent,
+        });
         return true;
     }
     if let Some(until) = shared.late_until(&item.work.key, intent.epoch) {
         // It may still happen: deciding now could take our own write for somebody else's edit (R4).
         let wait = until.saturating_duration_since(Instant::now().into_std());
-        settlements.push(Settlement::Deferred { work: item.work.clone(), wait });
+        settlements.push(Settlement::Deferred {
+            work: item.work.clone(),
+            wait,
+        });
         item.work.intent = Some(intent);
         item.state = State::Done;
         return false;
     }
-    settlements.push(Settlement::NotLanded { key: item.work.key.clone() });
+    settlements.push(Settlement::NotLanded {
+        key: item.work.key.clone(),
+    });
     true
 }
 
@@ -262,9 +323,20 @@ fn is_unstamped(doc: &[u8], settings: &Settings) -> bool {
 fn found(item: &Item, clash: &Clash) -> Found {
     let with_id = |d: &Option<Vec<u8>>| d.as_ref().map(|d| (item.work.id.clone(), d.clone()));
     let notes = match clash.kind {
-        decide::Kind::DeleteUpdate => "one side deleted the document, the other changed it".to_owned(),
-        decide::Kind::InsertInsert => "both sides created this _id with different content".to_owned(),
-        _ => format!("both sides changed {}", if clash.fields.is_empty() { "it" } else { "the same field" }),
+        decide::Kind::DeleteUpdate => {
+            "one side deleted the document, the other changed it".to_owned()
+        }
+        decide::Kind::InsertInsert => {
+            "both sides created this _id with different content".to_owned()
+        }
+        _ => format!(
+            "both sides changed {}",
+            if clash.fields.is_empty() {
+                "it"
+            } else {
+                "the same field"
+            }
+        ),
     };
     Found {
         key: item.work.key.clone(),
@@ -291,14 +363,44 @@ fn plan(
     settings: &Settings,
 ) -> Planned {
     let (side, expect, new, base_after, last) = match target {
-        Target::Local => (Side::Remote, remote, local.map(<[u8]>::to_vec), local.map(<[u8]>::to_vec), true),
-        Target::Remote => (Side::Local, local, remote.map(<[u8]>::to_vec), remote.map(<[u8]>::to_vec), true),
-        Target::Merged(merged) => (Side::Remote, remote, Some(merged), local.map(<[u8]>::to_vec), false),
+        Target::Local => (
+            Side::Remote,
+            remote,
+            local.map(<[u8]>::to_vec),
+            local.map(<[u8]>::to_vec),
+            true,
+        ),
+        Target::Remote => (
+            Side::Local,
+            local,
+            remote.map(<[u8]>::to_vec),
+            remote.map(<[u8]>::to_vec),
+            true,
+        ),
+        Target::Merged(merged) => (
+            Side::Remote,
+            remote,
+            Some(merged),
+            local.map(<[u8]>::to_vec),
+            false,
+        ),
     };
-    let write =
-        Write { key: item.work.key.clone(), id: item.work.id.clone(), expect: expect.map(<[u8]>::to_vec), new };
+    let write = Write {
+        key: item.work.key.clone(),
+        id: item.work.id.clone(),
+        expect: expect.map(<[u8]>::to_vec),
+        new,
+    };
     let form = guard::form(&write, &settings.sync_fields);
-    Planned { item: index, side, write, form, base_after, last, clash }
+    Planned {
+        item: index,
+        side,
+        write,
+        form,
+        base_after,
+        last,
+        clash,
+    }
 }
 
 /// Stores the intents, writes by side and collection, settles what came of it.
@@ -317,15 +419,28 @@ async fn write_all(
     shared.failpoints.crash("before_write");
     let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();
     for p in planned {
-        groups.entry((p.side, items[p.item].ns.number)).or_default().push(p);
+        groups
+            .entry((p.side, items[p.item].ns.number))
+            .or_default()
+            .push(p);
     }
     let mut failed = None;
     for ((side, _), group) in groups {
         let ns = items[group[0].item].ns.clone();
         let endpoint = shared.endpoint(side)?;
-        let writes: Vec<_> = group.iter().map(|p| (p.write.clone(), p.form.clone())).collect();
+        let writes: Vec<_> = group
+            .iter()
+            .map(|p| (p.write.clone(), p.form.clone()))
+            .collect();
         let stamp = shared.stamp_for(settings, side);
-        let outcome = guard::write(&endpoint, (&ns.db, &ns.coll), &writes, &settings.sync_fields, stamp).await;
+        let outcome = guard::write(
+            &endpoint,
+            (&ns.db, &ns.coll),
+            &writes,
+            &settings.sync_fields,
+            stamp,
+        )
+        .await;
         shared.failpoints.crash("after_write_before_ack");
         let failure = outcome.failure.clone();
         shared.note(side, &failure.clone().map_or(Ok(()), Err));
@@ -346,8 +461,12 @@ async fn believe_anything(
     for p in planned {
         let ns = &items[p.item].ns;
         let endpoint = shared.endpoint(p.side)?;
-        let mut now = endpoint.read(&ns.db, &ns.coll, ns.number, std::iter::once(&p.write.id)).await?;
-        p.write.expect = now.remove(&p.write.key).map(|d| strip(&d, &settings.sync_fields).into_owned());
+        let mut now = endpoint
+            .read(&ns.db, &ns.coll, ns.number, std::iter::once(&p.write.id))
+            .await?;
+        p.write.expect = now
+            .remove(&p.write.key)
+            .map(|d| strip(&d, &settings.sync_fields).into_owned());
         p.form = guard::form(&p.write, &settings.sync_fields);
     }
     Ok(())
@@ -355,8 +474,17 @@ async fn believe_anything(
 
 /// Puts a rejected document on record, for [`settle`].
 pub(crate) fn rejected(item: &Item, side: Side, code: i32, message: &str) -> Found {
-    let mut found = found(item, &Clash { kind: decide::Kind::Rejected, fields: vec![] });
-    found.notes = format!("the {} database refuses the document: {message} (code {code})", side.name());
+    let mut found = found(
+        item,
+        &Clash {
+            kind: decide::Kind::Rejected,
+            fields: vec![],
+        },
+    );
+    found.notes = format!(
+        "the {} database refuses the document: {message} (code {code})",
+        side.name()
+    );
     found
 }
 

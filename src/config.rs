@@ -3,12 +3,26 @@
 //! Durations are written as `30s` or `5m`, sizes as `1GiB`. An unknown key or a value out of range
 //! is refused with the file, the line and the nearest valid key, before anything is touched.
 
+mod build;
+mod keys;
+mod load;
+#[cfg(test)]
+mod tests;
+mod uri;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Origin};
+
+use build::build;
+use keys::{KEYS, Value};
+use load::{Settings, Surroundings};
 
 /// Everything the daemon is told; each field has the default named in `config/sangam.toml`.
 #[derive(Clone, Debug)]
@@ -186,4 +200,129 @@ pub enum LogFormat {
     Json,
     /// Straight to the systemd journal.
     Journald,
+}
+
+/// A configuration together with where each of its values came from, for `sangam config`.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the daemon runs by.
+    pub config: Config,
+    settings: Settings,
+}
+
+/// A line of `sangam config`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConfigEntry {
+    /// As in the file, e.g. `sync.batch_size`.
+    pub key: String,
+    /// The value in JSON; of a secret only what is safe to show.
+    pub value: serde_json::Value,
+    /// `default`, `file, line 12`, `environment, DATABASE_NAME`, `credential, remote_uri`.
+    pub origin: String,
+    /// Whether `value` was shortened because it is a secret.
+    pub redacted: bool,
+    /// The value as a person reads it.
+    #[serde(skip)]
+    pub text: String,
+}
+
+impl Config {
+    /// Reads `path`, else `$SANGAM_CONFIG`, else the first of `./sangam.toml`,
+    /// `./config/sangam.toml`, `/etc/sangam/sangam.toml` that exists; over it `.env`, systemd
+    /// credentials and the environment. Touches no network and changes nothing.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Loaded::load(path).map(|loaded| loaded.config)
+    }
+
+    /// Reads a configuration from a text alone: no file, no environment.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let mut settings = Settings::defaults();
+        settings.add_toml(text, "sangam.toml")?;
+        settings.file = Some(PathBuf::from("sangam.toml"));
+        build(&settings)
+    }
+}
+
+impl Loaded {
+    /// As [`Config::load`].
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_in(path, &Surroundings::of_this_process())
+    }
+
+    fn load_in(path: Option<&Path>, around: &Surroundings) -> Result<Self, ConfigError> {
+        let settings = Settings::load(path, around)?;
+        Ok(Self {
+            config: build(&settings)?,
+            settings,
+        })
+    }
+
+    /// The file that was read, if there was one.
+    pub fn file(&self) -> Option<&Path> {
+        self.settings.file.as_deref()
+    }
+
+    /// Every key with its value and origin, in the order of the example file; secrets redacted.
+    pub fn entries(&self) -> Vec<ConfigEntry> {
+        KEYS.iter()
+            .flat_map(|key| {
+                self.settings
+                    .values
+                    .iter()
+                    .filter(move |(_, s)| std::ptr::eq(s.key, key))
+            })
+            .map(|(path, setting)| {
+                let shown = match &setting.value {
+                    Value::Text(text) if setting.key.secret => {
+                        Value::Text(redact(setting.key, text))
+                    }
+                    other => other.clone(),
+                };
+                ConfigEntry {
+                    key: load::dotted(path),
+                    value: shown.to_json(),
+                    origin: setting.origin.to_string(),
+                    redacted: shown != setting.value,
+                    text: shown.to_string(),
+                }
+            })
+            .collect()
+    }
+}
+
+impl ApiConfig {
+    /// The address to listen on; `None` when the API is turned off.
+    pub fn address(&self) -> Option<SocketAddr> {
+        listen_address(&self.listen).ok().flatten()
+    }
+}
+
+fn redact(key: &keys::Key, secret: &str) -> String {
+    match key.kind {
+        keys::Kind::Uri => uri::redact(secret),
+        _ if secret.is_empty() => String::new(),
+        _ => "***".into(),
+    }
+}
+
+/// A URI without user, password and options, fit for logs and for people.
+pub fn redact_uri(uri: &SecretString) -> String {
+    uri::redact(uri.expose_secret())
+}
+
+/// `ADDRESS:PORT`; `localhost` is taken as 127.0.0.1, since no name is looked up here.
+fn listen_address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let local = text
+        .strip_prefix("localhost:")
+        .and_then(|port| port.parse().ok());
+    local
+        .map(|port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+        .or_else(|| text.parse().ok())
+        .map(Some)
+        .ok_or_else(|| {
+            format!("must be an address and a port such as \"127.0.0.1:8840\", but is {text:?}")
+        })
 }

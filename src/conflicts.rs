@@ -39,7 +39,14 @@ const BODIES: usize = 15 << 20;
 
 impl Found {
     /// The clash of a unique index: `key` can't be written to `to`, where `blocker` holds the value.
-    pub fn unique(work: &Work, collection: String, to: Side, ours: &[u8], blocker: (Key, &[u8]), dup: &Duplicate) -> Self {
+    pub fn unique(
+        work: &Work,
+        collection: String,
+        to: Side,
+        ours: &[u8],
+        blocker: (Key, &[u8]),
+        dup: &Duplicate,
+    ) -> Self {
         let here = (work.id.clone(), ours.to_vec());
         let there = Id::of(blocker.1).map(|id| (id, blocker.1.to_vec()));
         let (local, remote) = match to {
@@ -47,7 +54,11 @@ impl Found {
             Side::Local => (there, Some(here)),
         };
         let fields: Vec<String> = dup.pattern.keys().cloned().collect();
-        let notes = format!("{} is taken by another document on the {} side", fields.join(" + "), to.name());
+        let notes = format!(
+            "{} is taken by another document on the {} side",
+            fields.join(" + "),
+            to.name()
+        );
         Self {
             key: work.key.clone(),
             kind: Kind::UniqueField,
@@ -63,7 +74,8 @@ impl Found {
 
     fn record(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        w.str("collection", &self.collection).str("kind", self.kind.name());
+        w.str("collection", &self.collection)
+            .str("kind", self.kind.name());
         id(&mut w, "localId", self.local.as_ref());
         id(&mut w, "remoteId", self.remote.as_ref());
         match self.fields.as_slice() {
@@ -76,10 +88,14 @@ impl Found {
         }
         value(&mut w, "localValue", self.local.as_ref(), &self.fields);
         value(&mut w, "remoteValue", self.remote.as_ref(), &self.fields);
-        w.date("timestamp", chrono::Utc::now().timestamp_millis()).str("notes", &self.notes);
+        w.date("timestamp", chrono::Utc::now().timestamp_millis())
+            .str("notes", &self.notes);
         let bodies = [
             ("localDocument", self.local.as_ref().map(|d| d.1.as_slice())),
-            ("remoteDocument", self.remote.as_ref().map(|d| d.1.as_slice())),
+            (
+                "remoteDocument",
+                self.remote.as_ref().map(|d| d.1.as_slice()),
+            ),
             ("baseDocument", self.base.as_deref()),
         ];
         let mut room = BODIES;
@@ -145,14 +161,21 @@ pub fn open(c: &Connection, found: &Found, work: &Work) -> rusqlite::Result<bool
         _ => None,
     };
     let is_new = known.is_none() && partner.is_none();
-    let id = known.as_ref().or(partner.as_ref()).map_or_else(|| ObjectId::new().bytes(), |k| k.id);
+    let id = known
+        .as_ref()
+        .or(partner.as_ref())
+        .map_or_else(|| ObjectId::new().bytes(), |k| k.id);
     if partner.is_none() {
         records::put_record(c, "conflict_logs", &id, &with_open_fields(&found.record()))?;
     }
     if is_new {
         count(c)?;
     }
-    let conflict = OpenConflict { id, kind: found.kind.name().into(), other: found.other.clone() };
+    let conflict = OpenConflict {
+        id,
+        kind: found.kind.name().into(),
+        other: found.other.clone(),
+    };
     records::put_open_conflict(c, &found.key, &conflict)?;
     hold(c, work, "conflict", &found.notes)?;
     records::put_stamp(c, &found.key, &work.id)?;
@@ -187,7 +210,9 @@ pub fn settled_by_policy(c: &Connection, found: &Found, strategy: &str) -> rusql
     for e in raw::elements(&found.record()).map_while(Result::ok) {
         w.whole(e.whole);
     }
-    w.bool("resolved", true).str("resolutionStrategy", strategy).str("resolvedBy", "policy");
+    w.bool("resolved", true)
+        .str("resolutionStrategy", strategy)
+        .str("resolvedBy", "policy");
     w.date("resolvedAt", chrono::Utc::now().timestamp_millis());
     records::put_record(c, "conflict_logs", &ObjectId::new().bytes(), &w.finish())?;
     count(c)
@@ -195,9 +220,13 @@ pub fn settled_by_policy(c: &Connection, found: &Found, strategy: &str) -> rusql
 
 /// Closes the open conflict of a key whose cause is gone, and frees who waited on it.
 pub fn close_if_open(c: &Connection, key: &Key) -> rusqlite::Result<bool> {
-    let Some(id) = records::close_conflict(c, key)? else { return Ok(false) };
+    let Some(id) = records::close_conflict(c, key)? else {
+        return Ok(false);
+    };
     let mut w = Writer::new();
-    w.bool("resolved", true).str("resolutionStrategy", "none").str("resolvedBy", "sangam");
+    w.bool("resolved", true)
+        .str("resolutionStrategy", "none")
+        .str("resolvedBy", "sangam");
     w.date("resolvedAt", chrono::Utc::now().timestamp_millis());
     w.str("notes", "the cause is gone: both sides agree again");
     records::put_record(c, "conflict_logs", &id, &w.finish())?;

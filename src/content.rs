@@ -26,7 +26,9 @@ pub fn strip<'a>(doc: &'a [u8], sync_fields: &[String]) -> Cow<'a, [u8]> {
 /// Whether two fields of the same name come in the document's top level.
 pub fn has_duplicates(doc: &[u8]) -> bool {
     let mut seen = HashSet::new();
-    raw::elements(doc).map_while(Result::ok).any(|e| !seen.insert(e.name))
+    raw::elements(doc)
+        .map_while(Result::ok)
+        .any(|e| !seen.insert(e.name))
 }
 
 /// What turns one content into another by top-level fields.
@@ -46,7 +48,10 @@ impl Diff<'_> {
 
     /// Names of all fields that differ.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
-        self.set.iter().map(|(e, _)| e.name).chain(self.unset.iter().map(|e| e.name))
+        self.set
+            .iter()
+            .map(|(e, _)| e.name)
+            .chain(self.unset.iter().map(|e| e.name))
     }
 }
 
@@ -65,7 +70,8 @@ pub fn diff<'a>(old: &'a [u8], new: &'a [u8]) -> Result<Diff<'a>, Malformed> {
             out.set.push((*n, before.copied()));
         }
     }
-    out.unset.extend(old.iter().filter(|o| !new.iter().any(|n| n.name == o.name)));
+    out.unset
+        .extend(old.iter().filter(|o| !new.iter().any(|n| n.name == o.name)));
     Ok(out)
 }
 
@@ -90,12 +96,17 @@ pub fn apply(old: &[u8], diff: &Diff<'_>) -> Vec<u8> {
 
 /// Whether every field of `names` is the same (or missing alike) in both contents.
 pub fn agree_on<'n>(a: &[u8], b: &[u8], names: impl IntoIterator<Item = &'n [u8]>) -> bool {
-    names.into_iter().all(|n| raw::get(a, n).map(|e| e.whole) == raw::get(b, n).map(|e| e.whole))
+    names
+        .into_iter()
+        .all(|n| raw::get(a, n).map(|e| e.whole) == raw::get(b, n).map(|e| e.whole))
 }
 
 /// Bytes of the elements that a difference sets, for estimates.
 pub fn size(diff: &Diff<'_>) -> usize {
-    diff.set.iter().map(|(n, o)| n.whole.len() + o.map_or(0, |o| o.whole.len())).sum::<usize>()
+    diff.set
+        .iter()
+        .map(|(n, o)| n.whole.len() + o.map_or(0, |o| o.whole.len()))
+        .sum::<usize>()
         + diff.unset.iter().map(|u| u.whole.len()).sum::<usize>()
 }
 

@@ -11,7 +11,9 @@ use chrono::{DateTime, Utc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{CommandError, NetworkStatus, Queue, QueueEntry, RunStatus, Status, SyncRun, Trigger};
+use crate::command::{
+    CommandError, NetworkStatus, Queue, QueueEntry, RunStatus, Status, SyncRun, Trigger,
+};
 use crate::config::Config;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
@@ -20,7 +22,9 @@ use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 use crate::store::{self, Store, StoreError, queue, records};
-use crate::{conflicts, halt, identity, probe, pull, reconcile, recorder, runs, stamp, tail, worker};
+use crate::{
+    conflicts, halt, identity, probe, pull, reconcile, recorder, runs, stamp, tail, worker,
+};
 
 /// Why the daemon could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +43,13 @@ pub enum DaemonError {
     Task(String),
 }
 
-/// Why the daemon could not start.
-pub type StartError = DaemonError;
-
 impl DaemonError {
     /// Exit code: 78 for what a person has to put right, 1 for what a restart may mend.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Store(StoreError::Locked(_) | StoreError::Directory { .. } | StoreError::Newer { .. })
+            Self::Store(
+                StoreError::Locked(_) | StoreError::Directory { .. } | StoreError::Newer { .. },
+            )
             | Self::Local(_)
             | Self::Refused(_) => 78,
             Self::Store(_) | Self::Task(_) => 1,
@@ -56,8 +59,12 @@ impl DaemonError {
     /// What to do, where the message does not say it already.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Store(e) if e.is_disk() => Some("free some space on the state directory's disk, or make it writable"),
-            Self::Task(_) => Some("start it again; the state is on disk. If it happens again, look at the log"),
+            Self::Store(e) if e.is_disk() => {
+                Some("free some space on the state directory's disk, or make it writable")
+            }
+            Self::Task(_) => {
+                Some("start it again; the state is on disk. If it happens again, look at the log")
+            }
             _ => None,
         }
     }
@@ -84,14 +91,21 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         shared.notice("state", Some(text));
     }
     let paused: Option<bool> = shared.store.get_meta("paused").await?;
-    shared.paused.store(paused.unwrap_or(false), Ordering::Relaxed);
+    shared
+        .paused
+        .store(paused.unwrap_or(false), Ordering::Relaxed);
     if let Some(text) = shared.store.get_meta::<String>("last_run").await?
         && let Ok(run) = serde_json::from_str(&text)
     {
         shared.runs.set_last(run);
     }
     halt::load(&shared).await?;
-    Ok(Daemon { handle: Handle { shared: Arc::new(shared), ready: Arc::default() } })
+    Ok(Daemon {
+        handle: Handle {
+            shared: Arc::new(shared),
+            ready: Arc::default(),
+        },
+    })
 }
 
 /// Forgets the databases the state was made with: the next start compares both whole and deletes nothing.
@@ -126,7 +140,10 @@ impl Daemon {
             }};
         }
         for db in &config.databases {
-            task!("capture", tail::run(shared.clone(), Side::Local, db.clone()));
+            task!(
+                "capture",
+                tail::run(shared.clone(), Side::Local, db.clone())
+            );
         }
         task!("recorder", recorder::run(shared.clone()));
         task!("stamper", stamp::run(shared.clone()));
@@ -135,7 +152,10 @@ impl Daemon {
         if config.remote_uri.is_some() {
             if config.pull.follow {
                 for db in &config.databases {
-                    task!("follow", tail::run(shared.clone(), Side::Remote, db.clone()));
+                    task!(
+                        "follow",
+                        tail::run(shared.clone(), Side::Remote, db.clone())
+                    );
                 }
             }
             task!("pull", pull::run(shared.clone()));
@@ -151,12 +171,17 @@ impl Daemon {
         inner.cancel();
         let verdict = match ended {
             None => Ok(()),
-            Some(Ok((name, Ok(())))) => Err(DaemonError::Task(format!("the task {name} ended by itself"))),
+            Some(Ok((name, Ok(())))) => Err(DaemonError::Task(format!(
+                "the task {name} ended by itself"
+            ))),
             Some(Ok((name, Err(failure)))) => Err(fatal(name, &failure)),
             Some(Err(e)) => Err(DaemonError::Task(format!("a task panicked: {e}"))),
         };
         // What is under way is on disk as intents; a short wait lets the tasks put their things down.
-        let _ = tokio::time::timeout(Duration::from_secs(2), async { while tasks.join_next().await.is_some() {} }).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), async {
+            while tasks.join_next().await.is_some() {}
+        })
+        .await;
         verdict
     }
 }
@@ -184,13 +209,19 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
                 return Ok(());
             }
             Err(failure) => match failure.class {
-                Class::Offline(Reason::NotAReplicaSet) => return Err(DaemonError::Local(Reason::NotAReplicaSet.message())),
+                Class::Offline(Reason::NotAReplicaSet) => {
+                    return Err(DaemonError::Local(Reason::NotAReplicaSet.message()));
+                }
                 Class::Offline(Reason::BadCredentials) => {
-                    return Err(DaemonError::Local("it refuses user or password: correct them in local.uri"));
+                    return Err(DaemonError::Local(
+                        "it refuses user or password: correct them in local.uri",
+                    ));
                 }
                 Class::Fatal => return Err(DaemonError::Refused(failure.what)),
                 Class::Rejected if failure.code == Some(13) => {
-                    return Err(DaemonError::Local("the user in local.uri may not read its state: give it the rights named in the README"));
+                    return Err(DaemonError::Local(
+                        "the user in local.uri may not read its state: give it the rights named in the README",
+                    ));
                 }
                 _ => {
                     shared.notice("local", Some("waiting for the local database: it does not answer (is mongod running?)".into()));
@@ -208,10 +239,16 @@ async fn watch(handle: Handle) -> Result<(), Failure> {
     let mut link = shared.link.subscribe();
     let mut was_offline = false;
     loop {
-        handle.ready.store(shared.streams_open(Side::Local), Ordering::Relaxed);
+        handle
+            .ready
+            .store(shared.streams_open(Side::Local), Ordering::Relaxed);
         let online = link.borrow_and_update().is_online();
         if !online && !was_offline && shared.settings().config.sync.stamp_documents {
-            shared.store.call(records::stamp_outbox).await.map_err(store_failed)?;
+            shared
+                .store
+                .call(records::stamp_outbox)
+                .await
+                .map_err(store_failed)?;
             shared.stamp.notify_one();
         }
         if online && was_offline {
@@ -237,7 +274,11 @@ async fn watch(handle: Handle) -> Result<(), Failure> {
 
 async fn reconcile_pending(shared: &Shared) -> Result<bool, Failure> {
     let pending = shared.store.call(|c| {
-        c.query_row("SELECT EXISTS(SELECT 1 FROM meta WHERE k LIKE 'reconcile:%')", [], |r| r.get::<_, bool>(0))
+        c.query_row(
+            "SELECT EXISTS(SELECT 1 FROM meta WHERE k LIKE 'reconcile:%')",
+            [],
+            |r| r.get::<_, bool>(0),
+        )
     });
     pending.await.map_err(store_failed)
 }
@@ -271,13 +312,22 @@ fn time(ms: i64) -> DateTime<Utc> {
 impl Handle {
     /// Sends and fetches everything now and waits until it is done; the run's counts. The work goes
     /// on if the caller stops waiting.
-    pub async fn sync(&self, trigger: Trigger, collections: &[String]) -> Result<SyncRun, CommandError> {
+    pub async fn sync(
+        &self,
+        trigger: Trigger,
+        collections: &[String],
+    ) -> Result<SyncRun, CommandError> {
         let (handle, collections) = (self.clone(), collections.to_vec());
         let task = tokio::spawn(async move { handle.sync_now(trigger, collections).await });
-        task.await.map_err(|e| CommandError::Failed(e.to_string()))?
+        task.await
+            .map_err(|e| CommandError::Failed(e.to_string()))?
     }
 
-    async fn sync_now(&self, trigger: Trigger, collections: Vec<String>) -> Result<SyncRun, CommandError> {
+    async fn sync_now(
+        &self,
+        trigger: Trigger,
+        collections: Vec<String>,
+    ) -> Result<SyncRun, CommandError> {
         let shared = &self.shared;
         let settings = shared.settings();
         let config = &settings.config;
@@ -285,28 +335,43 @@ impl Handle {
             return Err(CommandError::NotConfigured);
         }
         if shared.paused.load(Ordering::Relaxed) {
-            return Err(CommandError::BadRequest("syncing is paused; run `sangam resume` first".into()));
+            return Err(CommandError::BadRequest(
+                "syncing is paused; run `sangam resume` first".into(),
+            ));
         }
         let mut only = Vec::new();
         for name in &collections {
             let (db, coll) = config
                 .databases
                 .iter()
-                .find_map(|db| name.strip_prefix(&format!("{db}.")).map(|c| (db.clone(), c)))
+                .find_map(|db| {
+                    name.strip_prefix(&format!("{db}."))
+                        .map(|c| (db.clone(), c))
+                })
                 .unwrap_or((config.databases[0].clone(), name));
             if !settings.is_synced(&db, coll) {
-                return Err(CommandError::BadRequest(format!("{name} is not among the collections that are synced")));
+                return Err(CommandError::BadRequest(format!(
+                    "{name} is not among the collections that are synced"
+                )));
             }
             only.push(shared.store.namespace(&db, coll).await?);
         }
         self.wait_online().await?;
-        let Some(before) = shared.runs.begin(trigger, collections) else { return Err(CommandError::Busy) };
+        let Some(before) = shared.runs.begin(trigger, collections) else {
+            return Err(CommandError::Busy);
+        };
         let outcome = self.everything(&only, before).await;
         if let Err(failure) = &outcome {
             shared.runs.error(failure.to_string());
         }
-        let status = if outcome.is_ok() { RunStatus::Completed } else { RunStatus::Failed };
-        let Some(run) = shared.runs.end(status) else { return Err(CommandError::Failed("the run was lost".into())) };
+        let status = if outcome.is_ok() {
+            RunStatus::Completed
+        } else {
+            RunStatus::Failed
+        };
+        let Some(run) = shared.runs.end(status) else {
+            return Err(CommandError::Failed("the run was lost".into()));
+        };
         let record = run.clone();
         shared.store.call(move |c| runs::record(c, &record)).await?;
         outcome.map_err(CommandError::from)?;
@@ -332,10 +397,15 @@ impl Handle {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         if shared.follows() {
-            let (local, remote) =
-                tokio::join!(tail::catch_up(shared, Side::Local, patience), tail::catch_up(shared, Side::Remote, patience));
+            let (local, remote) = tokio::join!(
+                tail::catch_up(shared, Side::Local, patience),
+                tail::catch_up(shared, Side::Remote, patience)
+            );
             if !local || !remote {
-                shared.runs.error("the change streams are behind; what they have not seen yet follows by itself".into());
+                shared.runs.error(
+                    "the change streams are behind; what they have not seen yet follows by itself"
+                        .into(),
+                );
             }
         } else {
             tail::catch_up(shared, Side::Local, patience).await;
@@ -344,7 +414,11 @@ impl Handle {
         if reconcile_pending(shared).await? {
             reconcile::settle_asked(shared).await?;
         }
-        let seq = shared.store.call(queue::last_seq).await.map_err(store_failed)?;
+        let seq = shared
+            .store
+            .call(queue::last_seq)
+            .await
+            .map_err(store_failed)?;
         reconcile::drained(shared, seq, only).await
     }
 
@@ -368,7 +442,9 @@ impl Handle {
         };
         match tokio::time::timeout(limit, online).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(reason)) => Err(CommandError::Offline(reason.unwrap_or(Reason::Offline).message().into())),
+            Ok(Err(reason)) => Err(CommandError::Offline(
+                reason.unwrap_or(Reason::Offline).message().into(),
+            )),
             Err(_) => Err(CommandError::Offline(Reason::Timeout.message().into())),
         }
     }
@@ -393,7 +469,8 @@ impl Handle {
         let link = shared.link.snapshot();
         let last = shared.runs.last();
         let oldest = [outbox.oldest, inbox.oldest].into_iter().flatten().min();
-        let mut notices: Vec<(String, String)> = lock(&shared.notices).clone().into_iter().collect();
+        let mut notices: Vec<(String, String)> =
+            lock(&shared.notices).clone().into_iter().collect();
         notices.sort();
         Ok(Status {
             last_sync_time: last.as_ref().and_then(|r| r.end_time),
@@ -412,7 +489,9 @@ impl Handle {
             is_capturing: self.is_capturing(),
             is_following: shared.follows() && shared.streams_open(Side::Remote),
             link: link.status(),
-            lag_seconds: oldest.map_or(0.0, |at| ((Utc::now().timestamp_millis() - at).max(0) as f64) / 1000.0),
+            lag_seconds: oldest.map_or(0.0, |at| {
+                ((Utc::now().timestamp_millis() - at).max(0) as f64) / 1000.0
+            }),
             oldest_unsynced: oldest.map(time),
             clock_skew: shared.remote().map(|_| shared.skew_ms()),
             progress: lock(&shared.progress).clone(),
@@ -449,7 +528,11 @@ impl Handle {
         let (listed, outbox, inbox) = shared
             .store
             .call(move |c| {
-                Ok((queue::list(c, limit)?, queue::counts(c, Side::Local)?.all, queue::counts(c, Side::Remote)?.all))
+                Ok((
+                    queue::list(c, limit)?,
+                    queue::counts(c, Side::Local)?.all,
+                    queue::counts(c, Side::Remote)?.all,
+                ))
             })
             .await?;
         let mut entries: Vec<QueueEntry> = listed
@@ -468,7 +551,11 @@ impl Handle {
             .collect();
         entries.sort_by_key(|e| e.since);
         entries.truncate(limit as usize);
-        Ok(Queue { outbox, inbox, entries })
+        Ok(Queue {
+            outbox,
+            inbox,
+            entries,
+        })
     }
 
     /// Stops sending and applying until `resume`; survives a restart.
@@ -508,7 +595,8 @@ impl Handle {
             }
             Ok(reconcile::reconcile(shared, Trigger::Manual, &asked).await?)
         });
-        task.await.map_err(|e| CommandError::Failed(e.to_string()))?
+        task.await
+            .map_err(|e| CommandError::Failed(e.to_string()))?
     }
 
     /// Takes a new configuration; what can't change while running (databases, state_dir, URIs) is an error.
@@ -516,20 +604,33 @@ impl Handle {
         use secrecy::ExposeSecret as _;
         let now = self.shared.settings();
         let same = |a: &Option<secrecy::SecretString>, b: &Option<secrecy::SecretString>| {
-            a.as_ref().map(|s| s.expose_secret().to_owned()) == b.as_ref().map(|s| s.expose_secret().to_owned())
+            a.as_ref().map(|s| s.expose_secret().to_owned())
+                == b.as_ref().map(|s| s.expose_secret().to_owned())
         };
         let fixed = [
             ("database", now.config.databases == config.databases),
             ("state_dir", now.config.state_dir == config.state_dir),
-            ("local.uri", now.config.local_uri.expose_secret() == config.local_uri.expose_secret()),
-            ("remote.uri", same(&now.config.remote_uri, &config.remote_uri)),
+            (
+                "local.uri",
+                now.config.local_uri.expose_secret() == config.local_uri.expose_secret(),
+            ),
+            (
+                "remote.uri",
+                same(&now.config.remote_uri, &config.remote_uri),
+            ),
             ("fields", now.config.fields == config.fields),
-            ("sync.stamp_documents", now.config.sync.stamp_documents == config.sync.stamp_documents),
+            (
+                "sync.stamp_documents",
+                now.config.sync.stamp_documents == config.sync.stamp_documents,
+            ),
         ];
         if let Some((name, _)) = fixed.into_iter().find(|(_, same)| !same) {
-            return Err(CommandError::BadRequest(format!("{name} can't change while the daemon runs; restart it")));
+            return Err(CommandError::BadRequest(format!(
+                "{name} can't change while the daemon runs; restart it"
+            )));
         }
-        let newly_synced = now.config.sync.collections != config.sync.collections || now.config.sync.exclude != config.sync.exclude;
+        let newly_synced = now.config.sync.collections != config.sync.collections
+            || now.config.sync.exclude != config.sync.exclude;
         self.shared.set_config(config);
         if newly_synced {
             for db in &now.config.databases {

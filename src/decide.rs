@@ -127,7 +127,11 @@ pub enum Decision {
 
 /// Decides one document key. See the table in the design, section 2.
 pub fn decide(view: View<'_>, rules: Rules<'_>) -> Decision {
-    let View { local, base, remote } = view;
+    let View {
+        local,
+        base,
+        remote,
+    } = view;
     if local == remote {
         return Decision::Agree;
     }
@@ -145,22 +149,39 @@ pub fn decide(view: View<'_>, rules: Rules<'_>) -> Decision {
 }
 
 fn deletion_against_update(local_lives: bool, rules: Rules<'_>) -> Decision {
-    let survivor = if local_lives { Target::Local } else { Target::Remote };
+    let survivor = if local_lives {
+        Target::Local
+    } else {
+        Target::Remote
+    };
     let target = match rules.policy {
         Policy::LocalWins => Target::Local,
         Policy::RemoteWins => Target::Remote,
         // A deletion carries no time, so the update is kept; both bodies are on record.
         Policy::Manual | Policy::NewestWins => survivor,
     };
-    Decision::Settle(target, Some(Clash { kind: Kind::DeleteUpdate, fields: vec![] }))
+    Decision::Settle(
+        target,
+        Some(Clash {
+            kind: Kind::DeleteUpdate,
+            fields: vec![],
+        }),
+    )
 }
 
 fn both_exist(local: &[u8], base: Option<&[u8]>, remote: &[u8], rules: Rules<'_>) -> Decision {
-    let kind = if base.is_some() { Kind::BothModified } else { Kind::InsertInsert };
+    let kind = if base.is_some() {
+        Kind::BothModified
+    } else {
+        Kind::InsertInsert
+    };
     let winner = winner(local, remote, rules);
     let Some(merge) = Merge::new(base, local, remote, rules.updated_at) else {
         // Duplicate names or bytes that can't be walked: the documents are compared whole.
-        let clash = Clash { kind, fields: vec![] };
+        let clash = Clash {
+            kind,
+            fields: vec![],
+        };
         return match winner {
             Some(Side::Local) => Decision::Settle(Target::Local, Some(clash)),
             Some(Side::Remote) => Decision::Settle(Target::Remote, Some(clash)),
@@ -192,15 +213,24 @@ fn winner(local: &[u8], remote: &[u8], rules: Rules<'_>) -> Option<Side> {
 /// share. `None` when either has none: guessing would lose a version to a wrong clock.
 fn newest(local: &[u8], remote: &[u8], rules: Rules<'_>) -> Option<Side> {
     let name = rules.updated_at.as_bytes();
-    let (l, r) = (millis(&raw::get(local, name)?)?, millis(&raw::get(remote, name)?)?);
-    Some(if l > r.saturating_sub(rules.skew_ms) { Side::Local } else { Side::Remote })
+    let (l, r) = (
+        millis(&raw::get(local, name)?)?,
+        millis(&raw::get(remote, name)?)?,
+    );
+    Some(if l > r.saturating_sub(rules.skew_ms) {
+        Side::Local
+    } else {
+        Side::Remote
+    })
 }
 
 /// A date in milliseconds since 1970: a BSON date, or the text of one (RFC 3339).
 pub fn millis(e: &Element<'_>) -> Option<i64> {
     match e.kind {
         0x09 => Some(i64::from_le_bytes(e.value.try_into().ok()?)),
-        0x02 => chrono::DateTime::parse_from_rfc3339(raw::text(e)?).ok().map(|t| t.timestamp_millis()),
+        0x02 => chrono::DateTime::parse_from_rfc3339(raw::text(e)?)
+            .ok()
+            .map(|t| t.timestamp_millis()),
         _ => None,
     }
 }
@@ -216,13 +246,24 @@ pub struct Merge<'a> {
 
 impl<'a> Merge<'a> {
     /// `None` when the contents can't be taken apart by field.
-    pub fn new(base: Option<&'a [u8]>, local: &'a [u8], remote: &'a [u8], updated_at: &'a str) -> Option<Self> {
+    pub fn new(
+        base: Option<&'a [u8]>,
+        local: &'a [u8],
+        remote: &'a [u8],
+        updated_at: &'a str,
+    ) -> Option<Self> {
         const NOTHING: &[u8] = &[5, 0, 0, 0, 0];
         let base = base.unwrap_or(NOTHING);
-        if [base, local, remote].into_iter().any(content::has_duplicates) {
+        if [base, local, remote]
+            .into_iter()
+            .any(content::has_duplicates)
+        {
             return None;
         }
-        let (ours, theirs) = (content::diff(base, local).ok()?, content::diff(base, remote).ok()?);
+        let (ours, theirs) = (
+            content::diff(base, local).ok()?,
+            content::diff(base, remote).ok()?,
+        );
         let updated_at_name = updated_at.as_bytes();
         let mut clashing = Vec::new();
         let mut later = None;
@@ -233,17 +274,29 @@ impl<'a> Merge<'a> {
             if name == updated_at_name {
                 let at = |d| raw::get(d, name).and_then(|e| millis(&e));
                 // No date on either side: the remote's, which all sites share.
-                later = Some(if at(local) > at(remote) { Side::Local } else { Side::Remote });
+                later = Some(if at(local) > at(remote) {
+                    Side::Local
+                } else {
+                    Side::Remote
+                });
             } else {
                 clashing.push(name);
             }
         }
-        Some(Self { ours, clashing, updated_at: later, updated_at_name })
+        Some(Self {
+            ours,
+            clashing,
+            updated_at: later,
+            updated_at_name,
+        })
     }
 
     /// Names of the fields in conflict.
     pub fn clashing_names(&self) -> Vec<String> {
-        self.clashing.iter().map(|n| String::from_utf8_lossy(n).into_owned()).collect()
+        self.clashing
+            .iter()
+            .map(|n| String::from_utf8_lossy(n).into_owned())
+            .collect()
     }
 
     /// The merged content: the remote's, with what the local side changed; `winner` decides the
@@ -258,7 +311,12 @@ impl<'a> Merge<'a> {
         let mut w = raw::Writer::new();
         let mut written = Vec::new();
         for r in raw::elements(remote).map_while(Result::ok) {
-            let ours = self.ours.set.iter().find(|(n, _)| n.name == r.name).filter(|_| keep_ours(r.name));
+            let ours = self
+                .ours
+                .set
+                .iter()
+                .find(|(n, _)| n.name == r.name)
+                .filter(|_| keep_ours(r.name));
             if let Some((n, _)) = ours {
                 w.whole(n.whole);
             } else if !(self.ours.unset.iter().any(|u| u.name == r.name) && keep_ours(r.name)) {
@@ -287,7 +345,11 @@ impl<'a> Merge<'a> {
 }
 
 fn local_names<'a>(diff: &Diff<'a>) -> Vec<&'a [u8]> {
-    diff.set.iter().map(|(e, _)| e.name).chain(diff.unset.iter().map(|e| e.name)).collect()
+    diff.set
+        .iter()
+        .map(|(e, _)| e.name)
+        .chain(diff.unset.iter().map(|e| e.name))
+        .collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,12 @@ use bson::{Document, doc};
 use proptest::prelude::*;
 
 fn rules(policy: Policy) -> Rules<'static> {
-    Rules { policy, updated_at: "updatedAt", skew_ms: 0, first_sync: false }
+    Rules {
+        policy,
+        updated_at: "updatedAt",
+        skew_ms: 0,
+        first_sync: false,
+    }
 }
 
 fn b(d: Document) -> Vec<u8> {
@@ -13,7 +18,10 @@ fn b(d: Document) -> Vec<u8> {
 }
 
 fn content() -> impl Strategy<Value = Option<Vec<u8>>> {
-    let field = (prop::sample::select(vec!["a", "b", "c", "updatedAt"]), 0..3_i64);
+    let field = (
+        prop::sample::select(vec!["a", "b", "c", "updatedAt"]),
+        0..3_i64,
+    );
     prop::option::weighted(
         0.85,
         prop::collection::vec(field, 0..5).prop_map(|fields| {
@@ -31,7 +39,12 @@ fn content() -> impl Strategy<Value = Option<Vec<u8>>> {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    prop::sample::select(vec![Policy::Manual, Policy::NewestWins, Policy::LocalWins, Policy::RemoteWins])
+    prop::sample::select(vec![
+        Policy::Manual,
+        Policy::NewestWins,
+        Policy::LocalWins,
+        Policy::RemoteWins,
+    ])
 }
 
 fn mirror(p: Policy) -> Policy {
@@ -52,7 +65,12 @@ fn outcome(t: &Target, local: &Option<Vec<u8>>, remote: &Option<Vec<u8>>) -> Opt
 }
 
 fn as_map(doc: &Option<Vec<u8>>) -> Option<std::collections::BTreeMap<Vec<u8>, Vec<u8>>> {
-    doc.as_ref().map(|d| raw::elements(d).flatten().map(|e| (e.name.to_vec(), e.whole.to_vec())).collect())
+    doc.as_ref().map(|d| {
+        raw::elements(d)
+            .flatten()
+            .map(|e| (e.name.to_vec(), e.whole.to_vec()))
+            .collect()
+    })
 }
 
 proptest! {
@@ -126,41 +144,86 @@ proptest! {
 
 #[test]
 fn the_table_of_the_design() {
-    let (b0, l, r) = (b(doc! {"_id": 1, "x": 0, "y": 0}), b(doc! {"_id": 1, "x": 1, "y": 0}), b(doc! {"_id": 1, "x": 0, "y": 2}));
+    let (b0, l, r) = (
+        b(doc! {"_id": 1, "x": 0, "y": 0}),
+        b(doc! {"_id": 1, "x": 1, "y": 0}),
+        b(doc! {"_id": 1, "x": 0, "y": 2}),
+    );
     let d = |local: Option<&Vec<u8>>, base: Option<&Vec<u8>>, remote: Option<&Vec<u8>>| {
-        let v = View { local: local.map(Vec::as_slice), base: base.map(Vec::as_slice), remote: remote.map(Vec::as_slice) };
+        let v = View {
+            local: local.map(Vec::as_slice),
+            base: base.map(Vec::as_slice),
+            remote: remote.map(Vec::as_slice),
+        };
         decide(v, rules(Policy::Manual))
     };
     assert_eq!(d(Some(&b0), Some(&b0), Some(&b0)), Decision::Agree);
-    assert_eq!(d(Some(&l), Some(&b0), Some(&b0)), Decision::Settle(Target::Local, None));
-    assert_eq!(d(Some(&b0), Some(&b0), Some(&r)), Decision::Settle(Target::Remote, None));
+    assert_eq!(
+        d(Some(&l), Some(&b0), Some(&b0)),
+        Decision::Settle(Target::Local, None)
+    );
+    assert_eq!(
+        d(Some(&b0), Some(&b0), Some(&r)),
+        Decision::Settle(Target::Remote, None)
+    );
     assert_eq!(d(Some(&l), Some(&b0), Some(&l)), Decision::Agree);
     let merged = b(doc! {"_id": 1, "x": 1, "y": 2});
-    assert_eq!(d(Some(&l), Some(&b0), Some(&r)), Decision::Settle(Target::Merged(merged), None));
+    assert_eq!(
+        d(Some(&l), Some(&b0), Some(&r)),
+        Decision::Settle(Target::Merged(merged), None)
+    );
     let other = b(doc! {"_id": 1, "x": 9, "y": 0});
-    let clash = Clash { kind: Kind::BothModified, fields: vec!["x".into()] };
+    let clash = Clash {
+        kind: Kind::BothModified,
+        fields: vec!["x".into()],
+    };
     assert_eq!(d(Some(&l), Some(&b0), Some(&other)), Decision::Hold(clash));
-    let clash = Clash { kind: Kind::DeleteUpdate, fields: vec![] };
-    assert_eq!(d(None, Some(&b0), Some(&r)), Decision::Settle(Target::Remote, Some(clash.clone())));
-    assert_eq!(d(Some(&l), Some(&b0), None), Decision::Settle(Target::Local, Some(clash)));
-    assert_eq!(d(None, Some(&b0), Some(&b0)), Decision::Settle(Target::Local, None));
-    let clash = Clash { kind: Kind::InsertInsert, fields: vec!["x".into()] };
+    let clash = Clash {
+        kind: Kind::DeleteUpdate,
+        fields: vec![],
+    };
+    assert_eq!(
+        d(None, Some(&b0), Some(&r)),
+        Decision::Settle(Target::Remote, Some(clash.clone()))
+    );
+    assert_eq!(
+        d(Some(&l), Some(&b0), None),
+        Decision::Settle(Target::Local, Some(clash))
+    );
+    assert_eq!(
+        d(None, Some(&b0), Some(&b0)),
+        Decision::Settle(Target::Local, None)
+    );
+    let clash = Clash {
+        kind: Kind::InsertInsert,
+        fields: vec!["x".into()],
+    };
     assert_eq!(d(Some(&l), None, Some(&other)), Decision::Hold(clash));
 }
 
 #[test]
 fn r17_newest_wins_corrects_the_measured_skew() {
-    let at = |ms: i64, x: i32| b(doc! {"_id": 1, "x": x, "updatedAt": bson::DateTime::from_millis(ms)});
+    let at =
+        |ms: i64, x: i32| b(doc! {"_id": 1, "x": x, "updatedAt": bson::DateTime::from_millis(ms)});
     let (l, base, r) = (at(10_000, 1), at(0, 0), at(12_000, 2));
-    let v = View { local: Some(&l), base: Some(&base), remote: Some(&r) };
-    let newest = |skew_ms| Rules { skew_ms, ..rules(Policy::NewestWins) };
+    let v = View {
+        local: Some(&l),
+        base: Some(&base),
+        remote: Some(&r),
+    };
+    let newest = |skew_ms| Rules {
+        skew_ms,
+        ..rules(Policy::NewestWins)
+    };
     let side = |d: Decision| match d {
         Decision::Settle(t, Some(_)) => t,
         other => panic!("{other:?}"),
     };
     assert_eq!(side(decide(v, newest(0))), Target::Remote);
     // The remote's clock is 5 s ahead: the local edit was the later one. The later `updatedAt` is kept.
-    let Target::Merged(m) = side(decide(v, newest(5_000))) else { panic!("local x with the remote's updatedAt") };
+    let Target::Merged(m) = side(decide(v, newest(5_000))) else {
+        panic!("local x with the remote's updatedAt")
+    };
     assert_eq!(m, at(12_000, 1));
 }
 
@@ -168,8 +231,15 @@ fn r17_newest_wins_corrects_the_measured_skew() {
 fn touching_updated_at_on_both_sides_is_no_conflict() {
     let at = |ms: i64| b(doc! {"_id": 1, "x": 1, "updatedAt": bson::DateTime::from_millis(ms)});
     let (l, base, r) = (at(5), at(0), at(7));
-    let v = View { local: Some(&l), base: Some(&base), remote: Some(&r) };
-    assert_eq!(decide(v, rules(Policy::Manual)), Decision::Settle(Target::Remote, None));
+    let v = View {
+        local: Some(&l),
+        base: Some(&base),
+        remote: Some(&r),
+    };
+    assert_eq!(
+        decide(v, rules(Policy::Manual)),
+        Decision::Settle(Target::Remote, None)
+    );
 }
 
 #[test]
@@ -180,7 +250,26 @@ fn duplicate_names_are_compared_whole() {
         w.finish()
     };
     let (l, base, r) = (dup(1), dup(0), dup(2));
-    let v = View { local: Some(&l), base: Some(&base), remote: Some(&r) };
-    assert_eq!(decide(v, rules(Policy::Manual)), Decision::Hold(Clash { kind: Kind::BothModified, fields: vec![] }));
-    assert_eq!(decide(View { remote: Some(&base), ..v }, rules(Policy::Manual)), Decision::Settle(Target::Local, None));
+    let v = View {
+        local: Some(&l),
+        base: Some(&base),
+        remote: Some(&r),
+    };
+    assert_eq!(
+        decide(v, rules(Policy::Manual)),
+        Decision::Hold(Clash {
+            kind: Kind::BothModified,
+            fields: vec![]
+        })
+    );
+    assert_eq!(
+        decide(
+            View {
+                remote: Some(&base),
+                ..v
+            },
+            rules(Policy::Manual)
+        ),
+        Decision::Settle(Target::Local, None)
+    );
 }

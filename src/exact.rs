@@ -30,15 +30,26 @@ pub async fn write_together(
     stamp: Option<Stamp<'_>>,
 ) -> (Verdict, Option<Failure>) {
     // A transaction reads and writes each document whole; the server itself ends it after a minute.
-    let bytes = writes.iter().map(|(_, w)| w.expect.as_ref().map_or(0, Vec::len) + w.new.as_ref().map_or(0, Vec::len)).sum();
-    let attempt = tokio::time::timeout(deadline(bytes) * 2, attempt(endpoint, writes, sync_fields, stamp));
-    let Ok(outcome) = attempt.await else { return (Verdict::Unknown { late: true }, Some(Failure::timeout())) };
+    let bytes = writes
+        .iter()
+        .map(|(_, w)| w.expect.as_ref().map_or(0, Vec::len) + w.new.as_ref().map_or(0, Vec::len))
+        .sum();
+    let attempt = tokio::time::timeout(
+        deadline(bytes) * 2,
+        attempt(endpoint, writes, sync_fields, stamp),
+    );
+    let Ok(outcome) = attempt.await else {
+        return (Verdict::Unknown { late: true }, Some(Failure::timeout()));
+    };
     match outcome {
         Ok(verdict) => (verdict, None),
         Err((failure, committing)) => {
             let late = committing && !failure.answered;
             let verdict = match failure.class {
-                Class::Rejected => Verdict::Rejected { code: failure.code.unwrap_or(0), message: failure.what.clone() },
+                Class::Rejected => Verdict::Rejected {
+                    code: failure.code.unwrap_or(0),
+                    message: failure.what.clone(),
+                },
                 _ => Verdict::Unknown { late },
             };
             (verdict, Some(failure))
@@ -71,7 +82,10 @@ async fn attempt(
             return Err(before(failure));
         }
     }
-    session.commit_transaction().await.map_err(|e| (endpoint.failure(&e), true))?;
+    session
+        .commit_transaction()
+        .await
+        .map_err(|e| (endpoint.failure(&e), true))?;
     Ok(Verdict::Done)
 }
 
@@ -91,7 +105,12 @@ async fn statements(
 ) -> Result<Verdict, Failure> {
     for ((db, coll), write) in writes {
         let mut w = Writer::new();
-        w.str("find", coll).open("filter").open("_id").value("$eq", write.id.kind, &write.id.value).close().close();
+        w.str("find", coll)
+            .open("filter")
+            .open("_id")
+            .value("$eq", write.id.kind, &write.id.value)
+            .close()
+            .close();
         w.i32("limit", 1).bool("singleBatch", true);
         let database = endpoint.client.database(db);
         let mut cursor = database
@@ -104,26 +123,49 @@ async fn statements(
             Some(found) => Some(found.map_err(|e| endpoint.failure(&e))?),
             None => None,
         };
-        let there = found.as_ref().map(|d| content::strip(d.as_bytes(), sync_fields));
+        let there = found
+            .as_ref()
+            .map(|d| content::strip(d.as_bytes(), sync_fields));
         if there.as_deref() != write.expect.as_deref() {
             return Ok(Verdict::Modified);
         }
         if found.is_some() {
             let mut w = Writer::new();
             w.str("delete", coll).open_array("deletes").open("0");
-            w.open("q").open("_id").value("$eq", write.id.kind, &write.id.value).close().close().i32("limit", 1);
+            w.open("q")
+                .open("_id")
+                .value("$eq", write.id.kind, &write.id.value)
+                .close()
+                .close()
+                .i32("limit", 1);
             run(endpoint, session, db, w).await?;
         }
     }
     for ((db, coll), write) in writes {
         let Some(new) = &write.new else { continue };
         let mut w = Writer::new();
-        if guard::form(&Write { expect: None, ..(*write).clone() }, sync_fields) == guard::Form::Insert {
-            w.str("insert", coll).open_array("documents").doc("0", &guard::stamped(new, stamp));
+        if guard::form(
+            &Write {
+                expect: None,
+                ..(*write).clone()
+            },
+            sync_fields,
+        ) == guard::Form::Insert
+        {
+            w.str("insert", coll)
+                .open_array("documents")
+                .doc("0", &guard::stamped(new, stamp));
         } else {
             w.str("update", coll).open_array("updates").open("0");
-            w.open("q").open("_id").value("$eq", write.id.kind, &write.id.value).close().close();
-            w.open_array("u").open("0").open("$replaceWith").doc("$literal", &guard::stamped(new, stamp));
+            w.open("q")
+                .open("_id")
+                .value("$eq", write.id.kind, &write.id.value)
+                .close()
+                .close();
+            w.open_array("u")
+                .open("0")
+                .open("$replaceWith")
+                .doc("$literal", &guard::stamped(new, stamp));
             w.close().close().close().bool("upsert", true);
         }
         if let Some(verdict) = run(endpoint, session, db, w).await? {
@@ -147,6 +189,11 @@ async fn run(
         .session(session)
         .await
         .map_err(|e| endpoint.failure(&e))?;
-    let error = reply.get_array("writeErrors").ok().and_then(|a| a.first()).and_then(|e| e.as_document()).cloned();
+    let error = reply
+        .get_array("writeErrors")
+        .ok()
+        .and_then(|a| a.first())
+        .and_then(|e| e.as_document())
+        .cloned();
     Ok(error.map(|e| guard::verdict_of(&e)))
 }

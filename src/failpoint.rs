@@ -24,9 +24,14 @@ impl Failpoints {
             let points = points
                 .split(',')
                 .filter_map(|p| p.split_once(':'))
-                .filter_map(|(name, chance)| Some((name.trim().to_owned(), chance.trim().parse().ok()?)))
+                .filter_map(|(name, chance)| {
+                    Some((name.trim().to_owned(), chance.trim().parse().ok()?))
+                })
                 .collect();
-            Self { points, mutation: std::env::var("SANGAM_MUTATION").unwrap_or_default() }
+            Self {
+                points,
+                mutation: std::env::var("SANGAM_MUTATION").unwrap_or_default(),
+            }
         }
         #[cfg(not(debug_assertions))]
         Self::default()

@@ -44,18 +44,28 @@ impl Reason {
     /// What it means and what to do, for a person.
     pub fn message(self) -> &'static str {
         match self {
-            Self::Offline => "the connection to the remote database broke; changes wait here until it is back",
+            Self::Offline => {
+                "the connection to the remote database broke; changes wait here until it is back"
+            }
             Self::Dns => {
                 "the remote's name can't be resolved: either there is no internet, or the host in remote.uri is misspelt"
             }
-            Self::Refused => "nothing answers at the remote's address: is the database running, and is the port right?",
+            Self::Refused => {
+                "nothing answers at the remote's address: is the database running, and is the port right?"
+            }
             Self::Timeout => "the remote does not answer in time; changes wait here until it does",
-            Self::Tls => "no encrypted connection can be set up: check tls settings of remote.uri and this machine's date",
-            Self::BadCredentials => "the remote refuses user or password: correct them in remote.uri",
+            Self::Tls => {
+                "no encrypted connection can be set up: check tls settings of remote.uri and this machine's date"
+            }
+            Self::BadCredentials => {
+                "the remote refuses user or password: correct them in remote.uri"
+            }
             Self::IpNotAllowed => {
                 "the remote closes the connection at once: add this network's address to the access list in Atlas"
             }
-            Self::PausedOrOverQuota => "the cluster is paused or its storage quota is used up: look at its page in Atlas",
+            Self::PausedOrOverQuota => {
+                "the cluster is paused or its storage quota is used up: look at its page in Atlas"
+            }
             Self::NotAReplicaSet => {
                 "that server is a standalone one, which has no change stream: start mongod with --replSet rs0 and run rs.initiate() once"
             }
@@ -108,22 +118,42 @@ impl std::error::Error for Failure {}
 impl Failure {
     /// The deadline passed without an answer.
     pub fn timeout() -> Self {
-        Self { class: Class::Offline(Reason::Timeout), code: None, answered: false, what: "no answer in time".into() }
+        Self {
+            class: Class::Offline(Reason::Timeout),
+            code: None,
+            answered: false,
+            what: "no answer in time".into(),
+        }
     }
 
     /// The side is not connected (yet).
     pub fn offline(reason: Reason) -> Self {
-        Self { class: Class::Offline(reason), code: None, answered: false, what: reason.name().into() }
+        Self {
+            class: Class::Offline(reason),
+            code: None,
+            answered: false,
+            what: reason.name().into(),
+        }
     }
 
     /// Something of ours went wrong.
     pub fn fatal(what: impl Into<String>) -> Self {
-        Self { class: Class::Fatal, code: None, answered: true, what: what.into() }
+        Self {
+            class: Class::Fatal,
+            code: None,
+            answered: true,
+            what: what.into(),
+        }
     }
 
     /// The server's answer by code.
     pub fn from_code(code: i32, name: &str) -> Self {
-        Self { class: class_of_code(code), code: Some(code), answered: true, what: name.to_owned() }
+        Self {
+            class: class_of_code(code),
+            code: Some(code),
+            answered: true,
+            what: name.to_owned(),
+        }
     }
 
     /// Whether the side can't be reached.
@@ -143,8 +173,8 @@ pub fn class_of_code(code: i32) -> Class {
         // NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, SocketException, MaxTimeMSExpired,
         // ExceededTimeLimit, WriteConflict, LockTimeout, NoSuchTransaction, WriteConcernTimeout, CursorNotFound,
         // ReadConcernMajorityNotAvailableYet, SnapshotUnavailable, Interrupted
-        6 | 7 | 89 | 91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436 | 9001 | 50 | 262 | 112 | 24 | 251 | 64 | 43 | 134
-        | 246 | 11601 => Class::Transient,
+        6 | 7 | 89 | 91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436 | 9001 | 50 | 262 | 112
+        | 24 | 251 | 64 | 43 | 134 | 246 | 11601 => Class::Transient,
         // ChangeStreamHistoryLost, CappedPositionLost, ChangeStreamFatalError, InvalidResumeToken
         286 | 136 | 280 | 260 => Class::HistoryLost,
         // $changeStream is only supported on replica sets.
@@ -163,16 +193,22 @@ impl From<&Error> for Failure {
         };
         match error.kind.as_ref() {
             ErrorKind::Command(e) => Self::from_code(e.code, &e.code_name),
-            ErrorKind::Authentication { .. } => Self { answered: true, ..network(Reason::BadCredentials, "authentication") },
+            ErrorKind::Authentication { .. } => Self {
+                answered: true,
+                ..network(Reason::BadCredentials, "authentication")
+            },
             ErrorKind::Io(e) => network(reason_of_io(e), "network"),
             ErrorKind::DnsResolve { .. } => network(Reason::Dns, "name resolution"),
             ErrorKind::ServerSelection { .. } => network(Reason::Timeout, "no server to be had"),
             ErrorKind::ConnectionPoolCleared { .. } => network(Reason::Offline, "connection lost"),
             ErrorKind::InvalidTlsConfig { .. } => network(Reason::Tls, "TLS settings"),
             ErrorKind::Shutdown => network(Reason::Offline, "shut down"),
-            _ if error.contains_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR) => {
-                Self { class: Class::Transient, code: None, answered: false, what: "transaction interrupted".into() }
-            }
+            _ if error.contains_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR) => Self {
+                class: Class::Transient,
+                code: None,
+                answered: false,
+                what: "transaction interrupted".into(),
+            },
             ErrorKind::InvalidArgument { .. } => Self::fatal("invalid argument"),
             ErrorKind::InvalidResponse { .. } => Self::fatal("invalid response"),
             _ => Self::fatal("driver error"),
@@ -191,7 +227,9 @@ pub fn reason_of_io(e: &std::io::Error) -> Reason {
     use std::io::ErrorKind as K;
     match e.kind() {
         K::ConnectionRefused => Reason::Refused,
-        K::TimedOut | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown => Reason::Timeout,
+        K::TimedOut | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown => {
+            Reason::Timeout
+        }
         // rustls reports a failed handshake as invalid data.
         K::InvalidData => Reason::Tls,
         _ => Reason::Offline,

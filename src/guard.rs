@@ -123,16 +123,30 @@ pub struct Outcome {
 pub fn form(write: &Write, sync_fields: &[String]) -> Form {
     let (expect, new) = match (&write.expect, &write.new) {
         (None, None) => return Form::Delete,
-        (None, Some(new)) => return if has_zero_timestamp(new) { Form::Create } else { Form::Insert },
-        (Some(expect), None) if !sync_fields.is_empty() && content::has_duplicates(expect) => return Form::Exact,
+        (None, Some(new)) => {
+            return if has_zero_timestamp(new) {
+                Form::Create
+            } else {
+                Form::Insert
+            };
+        }
+        (Some(expect), None) if !sync_fields.is_empty() && content::has_duplicates(expect) => {
+            return Form::Exact;
+        }
         (Some(expect), None) if expect.len() > HUGE => return Form::Exact,
         (Some(_), None) => return Form::Delete,
         (Some(expect), Some(new)) => (expect, new),
     };
     if content::has_duplicates(expect) || content::has_duplicates(new) {
-        return if sync_fields.is_empty() && expect.len() + new.len() < HUGE { Form::Whole(vec![]) } else { Form::Exact };
+        return if sync_fields.is_empty() && expect.len() + new.len() < HUGE {
+            Form::Whole(vec![])
+        } else {
+            Form::Exact
+        };
     }
-    let Ok(diff) = content::diff(expect, new) else { return Form::Exact };
+    let Ok(diff) = content::diff(expect, new) else {
+        return Form::Exact;
+    };
     let names: Vec<_> = diff.names().map(<[u8]>::to_vec).collect();
     let by_field = !names.is_empty()
         && raw::elements(expect).count() > 1
@@ -140,18 +154,32 @@ pub fn form(write: &Write, sync_fields: &[String]) -> Form {
         && content::apply(expect, &diff) == *new;
     let field_bytes = content::size(&diff) + names.iter().map(|n| n.len() + 60).sum::<usize>();
     if by_field && field_bytes < expect.len() + new.len() + 60 {
-        return if field_bytes > 2 * HUGE { Form::Exact } else { Form::Fields(names) };
+        return if field_bytes > 2 * HUGE {
+            Form::Exact
+        } else {
+            Form::Fields(names)
+        };
     }
-    if expect.len() + new.len() < 2 * HUGE { Form::Whole(names) } else { Form::Exact }
+    if expect.len() + new.len() < 2 * HUGE {
+        Form::Whole(names)
+    } else {
+        Form::Exact
+    }
 }
 
 /// A name that `$set` and `$name` paths take literally.
 fn is_plain(name: &[u8]) -> bool {
-    !name.is_empty() && name != b"_id" && name[0] != b'$' && !name.contains(&b'.') && std::str::from_utf8(name).is_ok()
+    !name.is_empty()
+        && name != b"_id"
+        && name[0] != b'$'
+        && !name.contains(&b'.')
+        && std::str::from_utf8(name).is_ok()
 }
 
 fn has_zero_timestamp(doc: &[u8]) -> bool {
-    raw::elements(doc).flatten().any(|e| e.kind == 0x11 && e.value.iter().all(|b| *b == 0))
+    raw::elements(doc)
+        .flatten()
+        .any(|e| e.kind == 0x11 && e.value.iter().all(|b| *b == 0))
 }
 
 /// Carries out writes to one collection; see the module's text. The forms are those of [`form`].
@@ -162,7 +190,10 @@ pub async fn write(
     sync_fields: &[String],
     stamp: Option<Stamp<'_>>,
 ) -> Outcome {
-    let mut outcome = Outcome { verdicts: vec![Verdict::Unknown { late: false }; writes.len()], failure: None };
+    let mut outcome = Outcome {
+        verdicts: vec![Verdict::Unknown { late: false }; writes.len()],
+        failure: None,
+    };
     for kind in [Kind::Delete, Kind::Update, Kind::Insert] {
         let mut batch = Batch::new(kind, coll);
         for (i, (write, form)) in writes.iter().enumerate() {
@@ -179,7 +210,8 @@ pub async fn write(
     }
     for (i, (write, form)) in writes.iter().enumerate() {
         if *form == Form::Exact && !outcome.failure.as_ref().is_some_and(Failure::is_offline) {
-            let (verdict, failure) = crate::exact::write(endpoint, (db, coll), write, sync_fields, stamp).await;
+            let (verdict, failure) =
+                crate::exact::write(endpoint, (db, coll), write, sync_fields, stamp).await;
             outcome.verdicts[i] = verdict;
             outcome.failure = outcome.failure.or(failure);
         }
@@ -221,17 +253,31 @@ impl Batch {
             Kind::Insert => ("insert", "documents"),
         };
         w.str(verb, coll).bool("ordered", false);
-        w.i32("maxTimeMS", i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"));
+        w.i32(
+            "maxTimeMS",
+            i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"),
+        );
         w.open("writeConcern").str("w", "majority").close();
         w.open_array(list);
-        Self { kind, w, order: vec![] }
+        Self {
+            kind,
+            w,
+            order: vec![],
+        }
     }
 
     fn bytes(&self) -> usize {
         self.w.len()
     }
 
-    fn push(&mut self, i: usize, write: &Write, form: &Form, sync_fields: &[String], stamp: Option<Stamp<'_>>) {
+    fn push(
+        &mut self,
+        i: usize,
+        write: &Write,
+        form: &Form,
+        sync_fields: &[String],
+        stamp: Option<Stamp<'_>>,
+    ) {
         let name = index_name(self.order.len());
         self.order.push(i);
         match (form, &write.new) {
@@ -248,7 +294,9 @@ impl Batch {
                 query(&mut self.w, &write.id);
                 self.w.open_array("u");
                 match (form, &write.expect) {
-                    (Form::Fields(_), Some(expect)) => fields_stage(&mut self.w, &write.id, expect, new, stamp),
+                    (Form::Fields(_), Some(expect)) => {
+                        fields_stage(&mut self.w, &write.id, expect, new, stamp)
+                    }
                     _ => whole_stages(&mut self.w, write, new, sync_fields, stamp),
                 }
                 self.w.close().bool("upsert", true).close();
@@ -273,18 +321,32 @@ impl Batch {
                 let majority = !reply.contains_key("writeConcernError");
                 let n = reply.get_i32("n").unwrap_or(0);
                 for i in &self.order {
-                    outcome.verdicts[*i] = if majority { Verdict::Done } else { Verdict::Unknown { late: false } };
+                    outcome.verdicts[*i] = if majority {
+                        Verdict::Done
+                    } else {
+                        Verdict::Unknown { late: false }
+                    };
                 }
                 let mut errors = 0;
-                for e in reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default() {
+                for e in reply
+                    .get_array("writeErrors")
+                    .map(Vec::as_slice)
+                    .unwrap_or_default()
+                {
                     let Some(e) = e.as_document() else { continue };
-                    let Some(i) = e.get_i32("index").ok().and_then(|i| self.order.get(usize::try_from(i).ok()?)) else {
+                    let Some(i) = e
+                        .get_i32("index")
+                        .ok()
+                        .and_then(|i| self.order.get(usize::try_from(i).ok()?))
+                    else {
                         continue;
                     };
                     outcome.verdicts[*i] = verdict_of(e);
                     errors += 1;
                 }
-                if self.kind == Kind::Delete && n + errors < i32::try_from(self.order.len()).unwrap_or(i32::MAX) {
+                if self.kind == Kind::Delete
+                    && n + errors < i32::try_from(self.order.len()).unwrap_or(i32::MAX)
+                {
                     // Some were not there as we believed; the reply does not say which (R8).
                     for i in &self.order {
                         if outcome.verdicts[*i] == Verdict::Done {
@@ -296,10 +358,13 @@ impl Batch {
             Err(failure) => {
                 for i in &self.order {
                     outcome.verdicts[*i] = match failure.class {
-                        Class::Rejected => {
-                            Verdict::Rejected { code: failure.code.unwrap_or(0), message: failure.what.clone() }
-                        }
-                        _ => Verdict::Unknown { late: !failure.answered },
+                        Class::Rejected => Verdict::Rejected {
+                            code: failure.code.unwrap_or(0),
+                            message: failure.what.clone(),
+                        },
+                        _ => Verdict::Unknown {
+                            late: !failure.answered,
+                        },
                     };
                 }
                 outcome.failure = Some(failure);
@@ -325,13 +390,18 @@ pub fn verdict_of(e: &Document) -> Verdict {
             })
         }
         _ if class_of_code(code) == Class::Transient => Verdict::Unknown { late: false },
-        _ => Verdict::Rejected { code, message: e.get_str("errmsg").unwrap_or("refused").to_owned() },
+        _ => Verdict::Rejected {
+            code,
+            message: e.get_str("errmsg").unwrap_or("refused").to_owned(),
+        },
     }
 }
 
 /// A content with the sync fields at its end.
 pub fn stamped(content: &[u8], stamp: Option<Stamp<'_>>) -> Vec<u8> {
-    let Some(stamp) = stamp else { return content.to_vec() };
+    let Some(stamp) = stamp else {
+        return content.to_vec();
+    };
     let mut w = Writer::new();
     for e in raw::elements(content).map_while(Result::ok) {
         w.whole(e.whole);
@@ -343,7 +413,11 @@ pub fn stamped(content: &[u8], stamp: Option<Stamp<'_>>) -> Vec<u8> {
 }
 
 fn query(w: &mut Writer, id: &Id) {
-    w.open("q").open("_id").value("$eq", id.kind, &id.value).close().close();
+    w.open("q")
+        .open("_id")
+        .value("$eq", id.kind, &id.value)
+        .close()
+        .close();
 }
 
 fn literal(w: &mut Writer, name: &str, e: &Element<'_>) {
@@ -356,8 +430,16 @@ fn literal_doc(w: &mut Writer, name: &str, doc: &[u8]) {
 
 /// Raises [`GUARD_FAILED`]. Not a constant, or an optimiser could raise it ahead of time.
 fn refusal(w: &mut Writer, name: &str) {
-    w.open(name).open("$toInt").open_array("$concat").str("0", "SYNC_MODIFIED_");
-    w.open("1").str("$type", "$_id").close().close().close().close();
+    w.open(name)
+        .open("$toInt")
+        .open_array("$concat")
+        .str("0", "SYNC_MODIFIED_");
+    w.open("1")
+        .str("$type", "$_id")
+        .close()
+        .close()
+        .close()
+        .close();
 }
 
 fn stamp_fields(w: &mut Writer, stamp: Option<Stamp<'_>>) {
@@ -412,7 +494,11 @@ fn guard(w: &mut Writer, name: &str, id: &Id, diff: &Diff<'_>) {
     w.open(name).open_array("$and");
     let mut n = 0;
     let mut seen_one = false;
-    let olds = diff.set.iter().map(|(e, old)| (e, old.as_ref())).chain(diff.unset.iter().map(|e| (e, Some(e))));
+    let olds = diff
+        .set
+        .iter()
+        .map(|(e, old)| (e, old.as_ref()))
+        .chain(diff.unset.iter().map(|e| (e, Some(e))));
     for (e, old) in olds {
         w.open(index_name(n)).open_array("$eq");
         match old {
@@ -440,7 +526,13 @@ fn guard(w: &mut Writer, name: &str, id: &Id, diff: &Diff<'_>) {
     w.close().close();
 }
 
-fn whole_stages(w: &mut Writer, write: &Write, new: &[u8], sync_fields: &[String], stamp: Option<Stamp<'_>>) {
+fn whole_stages(
+    w: &mut Writer,
+    write: &Write,
+    new: &[u8],
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) {
     let mut bare = Writer::new();
     bare.value("_id", write.id.kind, &write.id.value);
     let bare = bare.finish();
@@ -453,7 +545,9 @@ fn whole_stages(w: &mut Writer, write: &Write, new: &[u8], sync_fields: &[String
         w.close().close();
         stage += 1;
     }
-    w.open(index_name(stage)).open("$replaceWith").open_array("$cond");
+    w.open(index_name(stage))
+        .open("$replaceWith")
+        .open_array("$cond");
     w.open("0").open_array("$eq").str("0", "$$ROOT");
     literal_doc(w, "1", write.expect.as_deref().unwrap_or(&bare));
     w.close().close();
@@ -483,7 +577,10 @@ fn stripped_root(w: &mut Writer, name: &str, sync_fields: &[String]) {
 }
 
 fn delete_statement(w: &mut Writer, write: &Write, sync_fields: &[String]) {
-    w.open("q").open("_id").value("$eq", write.id.kind, &write.id.value).close();
+    w.open("q")
+        .open("_id")
+        .value("$eq", write.id.kind, &write.id.value)
+        .close();
     if let Some(expect) = &write.expect {
         w.open("$expr").open_array("$eq");
         stripped_root(w, "0", sync_fields);

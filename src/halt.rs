@@ -33,7 +33,13 @@ pub async fn load(shared: &Shared) -> Result<(), StoreError> {
 
 /// Halts a collection, or every known one of a database, and puts it on record; with
 /// `on_drop = "propagate"` the queue is left to carry the loss over by reconcile.
-pub async fn halt(shared: &Arc<Shared>, side: Side, db: &str, coll: Option<&str>, what: &str) -> Result<(), StoreError> {
+pub async fn halt(
+    shared: &Arc<Shared>,
+    side: Side,
+    db: &str,
+    coll: Option<&str>,
+    what: &str,
+) -> Result<(), StoreError> {
     let settings = shared.settings();
     if settings.config.sync.on_drop == OnDrop::Propagate {
         let flag = crate::tail::reconcile_name(db);
@@ -69,7 +75,12 @@ pub async fn halt(shared: &Arc<Shared>, side: Side, db: &str, coll: Option<&str>
                 store::set_meta(c, &name, kept)?;
                 let total: i64 = store::get_meta(c, "conflicts_total")?.unwrap_or(0);
                 store::set_meta(c, "conflicts_total", total + 1)?;
-                records::put_record(c, "conflict_logs", &bson::oid::ObjectId::new().bytes(), &bytes)
+                records::put_record(
+                    c,
+                    "conflict_logs",
+                    &bson::oid::ObjectId::new().bytes(),
+                    &bytes,
+                )
             })
             .await?;
         lock(&shared.halted).insert(ns);
@@ -83,7 +94,9 @@ async fn known(shared: &Shared, db: &str) -> Result<HashSet<String>, StoreError>
     shared
         .store
         .call(move |c| {
-            c.prepare("SELECT coll FROM namespaces WHERE db = ?")?.query_map([&db], |r| r.get(0))?.collect()
+            c.prepare("SELECT coll FROM namespaces WHERE db = ?")?
+                .query_map([&db], |r| r.get(0))?
+                .collect()
         })
         .await
 }

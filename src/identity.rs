@@ -21,22 +21,40 @@ fn name(side: Side) -> String {
 pub async fn check(shared: &Shared, endpoint: &Endpoint) -> Result<(), Failure> {
     let side = endpoint.side;
     let found = endpoint.identity().await?;
-    let known: Option<String> = shared.store.get_meta(&name(side)).await.map_err(store_failed)?;
+    let known: Option<String> = shared
+        .store
+        .get_meta(&name(side))
+        .await
+        .map_err(store_failed)?;
     match known {
-        None => shared.store.set_meta(&name(side), found).await.map_err(store_failed)?,
+        None => shared
+            .store
+            .set_meta(&name(side), found)
+            .await
+            .map_err(store_failed)?,
         Some(known) if known == found => {}
         Some(_) => {
-            return Err(refusal(side, "is another one than the state in state_dir was made with"));
+            return Err(refusal(
+                side,
+                "is another one than the state in state_dir was made with",
+            ));
         }
     }
     let now = endpoint.hello().await?.operation_time;
     for db in &shared.settings().config.databases {
-        let token: Option<Vec<u8>> = shared.store.get_meta(&token_name(side, db)).await.map_err(store_failed)?;
+        let token: Option<Vec<u8>> = shared
+            .store
+            .get_meta(&token_name(side, db))
+            .await
+            .map_err(store_failed)?;
         let at = token.and_then(|bytes| token_time(RawDocument::from_bytes(&bytes).ok()?));
         if let (Some(at), Some(now)) = (at, now)
             && after(at, now)
         {
-            return Err(refusal(side, "lies before what we have seen of it: it was restored from a backup"));
+            return Err(refusal(
+                side,
+                "lies before what we have seen of it: it was restored from a backup",
+            ));
         }
     }
     Ok(())
@@ -56,7 +74,14 @@ fn refusal(side: Side, what: &str) -> Failure {
 
 /// Forgets everything bound to the old databases: the next start compares them as on the first day.
 pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
-    for table in ["base", "outbox", "inbox", "intents", "open_conflicts", "stamps"] {
+    for table in [
+        "base",
+        "outbox",
+        "inbox",
+        "intents",
+        "open_conflicts",
+        "stamps",
+    ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
     c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%'", [])?;

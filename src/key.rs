@@ -40,7 +40,12 @@ impl Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A hash: an `_id` may be a person's name, and values never appear in logs (R23).
-        write!(f, "Key({}:{:08x})", self.ns(), xxhash_rust::xxh3::xxh3_64(&self.0) as u32)
+        write!(
+            f,
+            "Key({}:{:08x})",
+            self.ns(),
+            xxhash_rust::xxh3::xxh3_64(&self.0) as u32
+        )
     }
 }
 
@@ -61,7 +66,10 @@ impl Id {
 
     /// From an element of a document.
     pub fn from_element(e: &Element<'_>) -> Self {
-        Self { kind: e.kind, value: e.value.to_vec() }
+        Self {
+            kind: e.kind,
+            value: e.value.to_vec(),
+        }
     }
 
     /// Type byte and value, as the store keeps it.
@@ -75,8 +83,14 @@ impl Id {
     /// The reverse of [`Id::to_bytes`]; empty bytes are a null `_id`.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         match bytes.split_first() {
-            Some((kind, value)) => Self { kind: *kind, value: value.to_vec() },
-            None => Self { kind: 0x0A, value: vec![] },
+            Some((kind, value)) => Self {
+                kind: *kind,
+                value: value.to_vec(),
+            },
+            None => Self {
+                kind: 0x0A,
+                value: vec![],
+            },
         }
     }
 
@@ -129,7 +143,11 @@ fn canonical_named(kind: u8, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 /// The exact decimal text of a number: sign, digits without trailing zeros, `E`, exponent of ten.
 fn number(kind: u8, value: &[u8]) -> String {
     match kind {
-        0x10 => integer(value.try_into().map_or(0, |b| i64::from(i32::from_le_bytes(b)))),
+        0x10 => integer(
+            value
+                .try_into()
+                .map_or(0, |b| i64::from(i32::from_le_bytes(b))),
+        ),
         0x12 => integer(value.try_into().map_or(0, i64::from_le_bytes)),
         0x01 => double(value.try_into().map_or(0.0, f64::from_le_bytes)),
         _ => decimal(value),
@@ -156,9 +174,13 @@ fn double(v: f64) -> String {
 }
 
 fn decimal(value: &[u8]) -> String {
-    let Ok(bytes) = <[u8; 16]>::try_from(value) else { return "NaN".into() };
+    let Ok(bytes) = <[u8; 16]>::try_from(value) else {
+        return "NaN".into();
+    };
     let text = bson::Decimal128::from_bytes(bytes).to_string();
-    let (negative, text) = text.strip_prefix('-').map_or((false, text.as_str()), |t| (true, t));
+    let (negative, text) = text
+        .strip_prefix('-')
+        .map_or((false, text.as_str()), |t| (true, t));
     if text.starts_with("NaN") {
         return "NaN".into();
     }
@@ -211,7 +233,11 @@ mod tests {
             (Bson::Symbol("a".into()), Bson::String("a".into())),
         ] {
             assert_eq!(key(a.clone()), key(b.clone()), "{a:?} {b:?}");
-            assert_eq!(key(doc! {"x": a.clone()}), key(doc! {"x": b.clone()}), "nested {a:?} {b:?}");
+            assert_eq!(
+                key(doc! {"x": a.clone()}),
+                key(doc! {"x": b.clone()}),
+                "nested {a:?} {b:?}"
+            );
         }
     }
 
@@ -232,7 +258,10 @@ mod tests {
             Bson::Document(doc! {"b": 2, "a": 1}),
             Bson::Document(doc! {"a": {"b": 2}}),
             Bson::DateTime(bson::DateTime::from_millis(1)),
-            Bson::Timestamp(bson::Timestamp { time: 0, increment: 1 }),
+            Bson::Timestamp(bson::Timestamp {
+                time: 0,
+                increment: 1,
+            }),
         ];
         for (i, a) in ids.iter().enumerate() {
             for (j, b) in ids.iter().enumerate() {

@@ -80,9 +80,21 @@ pub struct Link {
 impl Link {
     /// A link that nobody has tried yet.
     pub fn new(configured: bool) -> Self {
-        let state = if configured { State::Interrupted } else { State::NotConfigured };
-        let first = Snapshot { state, since: Utc::now(), reason: None, last_check: None, last_heard: None };
-        Self { state: watch::Sender::new(first) }
+        let state = if configured {
+            State::Interrupted
+        } else {
+            State::NotConfigured
+        };
+        let first = Snapshot {
+            state,
+            since: Utc::now(),
+            reason: None,
+            last_check: None,
+            last_heard: None,
+        };
+        Self {
+            state: watch::Sender::new(first),
+        }
     }
 
     /// How it is now.
@@ -116,13 +128,19 @@ impl Link {
 
     /// An operation on the remote failed; only failures of the way count.
     pub fn failed(&self, failure: &Failure) {
-        let Class::Offline(reason) = failure.class else { return };
+        let Class::Offline(reason) = failure.class else {
+            return;
+        };
         self.state.send_if_modified(|s| {
             s.last_check = Some(Utc::now());
             if s.state != State::Online {
                 return false;
             }
-            tracing::warn!(reason = reason.name(), "link interrupted: {}", reason.message());
+            tracing::warn!(
+                reason = reason.name(),
+                "link interrupted: {}",
+                reason.message()
+            );
             (s.state, s.since, s.reason) = (State::Interrupted, Utc::now(), Some(reason));
             true
         });
@@ -132,10 +150,15 @@ impl Link {
     pub fn probe_failed(&self, reason: Reason, delay: Duration) {
         self.state.send_if_modified(|s| {
             let now = Utc::now();
-            let next_probe = now + chrono::Duration::from_std(delay).unwrap_or(chrono::Duration::zero());
+            let next_probe =
+                now + chrono::Duration::from_std(delay).unwrap_or(chrono::Duration::zero());
             s.last_check = Some(now);
             if !matches!(s.state, State::Offline { .. }) || s.reason != Some(reason) {
-                tracing::warn!(reason = reason.name(), "link is offline: {}", reason.message());
+                tracing::warn!(
+                    reason = reason.name(),
+                    "link is offline: {}",
+                    reason.message()
+                );
             }
             if !matches!(s.state, State::Offline { .. } | State::Interrupted) {
                 s.since = now;
@@ -148,7 +171,10 @@ impl Link {
 
     /// How long nothing was heard, while online.
     pub fn silent_for(&self) -> Duration {
-        self.state.borrow().last_heard.map_or(Duration::MAX, |t| t.elapsed())
+        self.state
+            .borrow()
+            .last_heard
+            .map_or(Duration::MAX, |t| t.elapsed())
     }
 
     /// Waits until the remote answers.
@@ -178,7 +204,10 @@ mod tests {
         link.heard();
         assert_eq!(link.snapshot().since, since);
         link.failed(&Failure::from_code(121, "DocumentValidationFailure"));
-        assert!(link.is_online(), "a rejected document says nothing about the link");
+        assert!(
+            link.is_online(),
+            "a rejected document says nothing about the link"
+        );
         link.failed(&Failure::timeout());
         assert_eq!(link.snapshot().state, State::Interrupted);
     }

@@ -1,1 +1,29 @@
-fn main() {}
+//! The program `sangam`: the daemon and the commands that ask it.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sangam::cli::{self, Args, Command};
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let json = args.json;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let code = runtime.block_on(async {
+        match args.command {
+            Command::Demo { once, dir } => Box::pin(demo(once, dir)).await,
+            _ => Ok(Box::pin(cli::run(args))
+                .await
+                .unwrap_or_else(|failure| failure.report(json))),
+        }
+    });
+    // Work on blocking threads (a DNS lookup that hangs) must not keep the process from ending.
+    runtime.shutdown_background();
+    code
+}
+
+async fn demo(_once: bool, _dir: Option<std::path::PathBuf>) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("the demo is not in this build")
+}

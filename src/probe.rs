@@ -23,7 +23,12 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         shared.cancel.cancelled().await;
         return Ok(());
     };
-    let fresh = || Retry::between(config.retry.initial.min(config.probe.interval), config.probe.interval);
+    let fresh = || {
+        Retry::between(
+            config.retry.initial.min(config.probe.interval),
+            config.probe.interval,
+        )
+    };
     let mut retry = fresh();
     let mut link = shared.link.subscribe();
     loop {
@@ -47,7 +52,11 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 }
             }
         } else {
-            config.probe.interval.saturating_sub(shared.link.silent_for()).max(Duration::from_millis(50))
+            config
+                .probe
+                .interval
+                .saturating_sub(shared.link.silent_for())
+                .max(Duration::from_millis(50))
         };
         tokio::select! {
             () = shared.cancel.cancelled() => return Ok(()),
@@ -63,7 +72,11 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
     }
 }
 
-async fn probe(shared: &Arc<Shared>, uri: &secrecy::SecretString, timeout: Duration) -> Result<(), Failure> {
+async fn probe(
+    shared: &Arc<Shared>,
+    uri: &secrecy::SecretString,
+    timeout: Duration,
+) -> Result<(), Failure> {
     let answer = async {
         let endpoint = match shared.remote() {
             Some(endpoint) => endpoint,
@@ -89,5 +102,7 @@ async fn probe(shared: &Arc<Shared>, uri: &secrecy::SecretString, timeout: Durat
         Ok(())
     };
     // The server selection has `timeout` itself; a half-open link needs the outer one.
-    tokio::time::timeout(timeout * 2, answer).await.unwrap_or_else(|_| Err(Failure::timeout()))
+    tokio::time::timeout(timeout * 2, answer)
+        .await
+        .unwrap_or_else(|_| Err(Failure::timeout()))
 }

@@ -71,8 +71,18 @@ pub async fn pull(shared: &Arc<Shared>, sweep: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn pull_collection(shared: &Arc<Shared>, settings: &Settings, db: &str, coll: &str, sweep: bool) -> Result<(), Failure> {
-    let ns = shared.store.namespace(db, coll).await.map_err(store_failed)?;
+async fn pull_collection(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    db: &str,
+    coll: &str,
+    sweep: bool,
+) -> Result<(), Failure> {
+    let ns = shared
+        .store
+        .namespace(db, coll)
+        .await
+        .map_err(store_failed)?;
     let mark = format!("pull:{ns}");
     // The server's clock as of now; measured by the probe, which runs at least once an interval.
     let now = Utc::now().timestamp_millis() + shared.offset(Side::Remote);
@@ -80,7 +90,12 @@ async fn pull_collection(shared: &Arc<Shared>, settings: &Settings, db: &str, co
     let last = match last {
         Some(last) => last,
         // Everything before the last comparison began was seen by it.
-        None => shared.store.get_meta("compared_from").await.map_err(store_failed)?.unwrap_or(0),
+        None => shared
+            .store
+            .get_meta("compared_from")
+            .await
+            .map_err(store_failed)?
+            .unwrap_or(0),
     };
     let from = last - OVERLAP_MS;
     let fields = &settings.config.fields;
@@ -90,21 +105,45 @@ async fn pull_collection(shared: &Arc<Shared>, settings: &Settings, db: &str, co
     }
     for field in cursors {
         let mut w = Writer::new();
-        w.str("find", coll).open("filter").open(field).date("$gt", from).date("$lte", now).close().close();
+        w.str("find", coll)
+            .open("filter")
+            .open(field)
+            .date("$gt", from)
+            .date("$lte", now)
+            .close()
+            .close();
         w.open("sort").i32(field, 1).i32("_id", 1).close();
         queue_found(shared, db, ns, w).await?;
     }
     if sweep {
         let mut w = Writer::new();
-        w.str("find", coll).open("filter").open(&fields.updated_at).open("$not").str("$type", "date");
+        w.str("find", coll)
+            .open("filter")
+            .open(&fields.updated_at)
+            .open("$not")
+            .str("$type", "date");
         w.close().close().close();
         queue_found(shared, db, ns, w).await?;
     }
-    shared.store.set_meta(&mark, now).await.map_err(store_failed)
+    shared
+        .store
+        .set_meta(&mark, now)
+        .await
+        .map_err(store_failed)
 }
 
-async fn queue_found(shared: &Arc<Shared>, db: &str, ns: u32, mut w: Writer) -> Result<(), Failure> {
-    w.open("projection").i32("_id", 1).close().open("readConcern").str("level", "majority").close();
+async fn queue_found(
+    shared: &Arc<Shared>,
+    db: &str,
+    ns: u32,
+    mut w: Writer,
+) -> Result<(), Failure> {
+    w.open("projection")
+        .i32("_id", 1)
+        .close()
+        .open("readConcern")
+        .str("level", "majority")
+        .close();
     let remote = shared.endpoint(Side::Remote)?;
     let mut rows = remote.cursor(db, w.command()).await?;
     let mut changes = Vec::new();
@@ -112,12 +151,20 @@ async fn queue_found(shared: &Arc<Shared>, db: &str, ns: u32, mut w: Writer) -> 
         let next = rows.next().await?;
         let ended = next.is_none();
         if let Some(id) = next.and_then(|d| Id::of(d.as_bytes())) {
-            changes.push(Change { key: Key::new(ns, &id), id, hint: None });
+            changes.push(Change {
+                key: Key::new(ns, &id),
+                id,
+                hint: None,
+            });
         }
         if changes.len() >= KEYS || ended {
             let batch = std::mem::take(&mut changes);
             let now = Utc::now().timestamp_millis();
-            shared.store.call(move |c| queue::enqueue(c, Side::Remote, &batch, now)).await.map_err(store_failed)?;
+            shared
+                .store
+                .call(move |c| queue::enqueue(c, Side::Remote, &batch, now))
+                .await
+                .map_err(store_failed)?;
             shared.wake.notify_one();
         }
         if ended {

@@ -28,12 +28,19 @@ pub const DOCUMENT: u8 = 0x03;
 pub const ARRAY: u8 = 0x04;
 
 fn i32_at(bytes: &[u8], at: usize) -> Result<usize, Malformed> {
-    let four: [u8; 4] = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).ok_or(Malformed(at))?;
+    let four: [u8; 4] = bytes
+        .get(at..at + 4)
+        .and_then(|b| b.try_into().ok())
+        .ok_or(Malformed(at))?;
     usize::try_from(i32::from_le_bytes(four)).map_err(|_| Malformed(at))
 }
 
 fn cstring_len(bytes: &[u8], at: usize) -> Result<usize, Malformed> {
-    bytes.get(at..).and_then(|b| b.iter().position(|b| *b == 0)).map(|n| n + 1).ok_or(Malformed(at))
+    bytes
+        .get(at..)
+        .and_then(|b| b.iter().position(|b| *b == 0))
+        .map(|n| n + 1)
+        .ok_or(Malformed(at))
 }
 
 fn value_len(kind: u8, bytes: &[u8], at: usize) -> Result<usize, Malformed> {
@@ -58,7 +65,11 @@ fn value_len(kind: u8, bytes: &[u8], at: usize) -> Result<usize, Malformed> {
 
 /// Top-level elements of a document, in order. Ends after the first malformed one.
 pub fn elements(doc: &[u8]) -> Elements<'_> {
-    Elements { doc, at: 4, done: false }
+    Elements {
+        doc,
+        at: 4,
+        done: false,
+    }
 }
 
 /// See [`elements`].
@@ -79,7 +90,11 @@ impl<'a> Iterator for Elements<'a> {
         let parse = || -> Result<Option<Element<'a>>, Malformed> {
             let kind = *self.doc.get(at).ok_or(Malformed(at))?;
             if kind == 0 {
-                return if at + 1 == self.doc.len() { Ok(None) } else { Err(Malformed(at)) };
+                return if at + 1 == self.doc.len() {
+                    Ok(None)
+                } else {
+                    Err(Malformed(at))
+                };
             }
             let name_len = cstring_len(self.doc, at + 1)?;
             let start = at + 1 + name_len;
@@ -119,7 +134,9 @@ pub fn get<'a>(doc: &'a [u8], name: &[u8]) -> Option<Element<'a>> {
 
 /// A string value's text.
 pub fn text<'a>(e: &Element<'a>) -> Option<&'a str> {
-    (e.kind == 0x02).then(|| std::str::from_utf8(e.value.get(4..e.value.len() - 1)?).ok()).flatten()
+    (e.kind == 0x02)
+        .then(|| std::str::from_utf8(e.value.get(4..e.value.len() - 1)?).ok())
+        .flatten()
 }
 
 /// A document being written. Nested documents are opened and closed in order.
@@ -138,7 +155,10 @@ impl Default for Writer {
 impl Writer {
     /// An empty document.
     pub fn new() -> Self {
-        Self { bytes: vec![0; 4], open: vec![0] }
+        Self {
+            bytes: vec![0; 4],
+            open: vec![0],
+        }
     }
 
     /// Bytes written so far.
@@ -226,7 +246,8 @@ impl Writer {
     pub fn close(&mut self) -> &mut Self {
         let start = self.open.pop().expect("close matches an open");
         self.bytes.push(0);
-        let len = i32::try_from(self.bytes.len() - start).expect("commands are kept far below 2 GiB");
+        let len =
+            i32::try_from(self.bytes.len() - start).expect("commands are kept far below 2 GiB");
         self.bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
         self
     }
@@ -258,9 +279,9 @@ mod tests {
     #[test]
     fn walks_and_rebuilds_every_kind() {
         let d = doc! {"a": 1, "b": "x", "c": {"d": [1, 2.5]}, "e": bson::Bson::Null, "f": bson::oid::ObjectId::new(),
-            "g": bson::Regex{pattern: bson::cstr!("^a").into(), options: bson::cstr!("i").into()}, "h": bson::Timestamp{time:0,increment:0},
-            "i": bson::Binary{subtype: bson::spec::BinarySubtype::Generic, bytes: vec![1,2,3]}, "j": true, "k": 3_i64,
-            "l": bson::Bson::MinKey, "m": bson::DateTime::now(), "": "empty", "$x.y": 1};
+        "g": bson::Regex{pattern: bson::cstr!("^a").into(), options: bson::cstr!("i").into()}, "h": bson::Timestamp{time:0,increment:0},
+        "i": bson::Binary{subtype: bson::spec::BinarySubtype::Generic, bytes: vec![1,2,3]}, "j": true, "k": 3_i64,
+        "l": bson::Bson::MinKey, "m": bson::DateTime::now(), "": "empty", "$x.y": 1};
         let raw = d.to_vec().unwrap();
         let mut w = Writer::new();
         for e in elements(&raw) {
@@ -272,8 +293,16 @@ mod tests {
     #[test]
     fn writer_agrees_with_the_crate() {
         let mut w = Writer::new();
-        w.str("a", "x").open("b").i32("c", 1).open_array("d").bool("0", true).close().close().date("t", 5);
-        let want = rawdoc! {"a": "x", "b": {"c": 1, "d": [true]}, "t": bson::DateTime::from_millis(5)};
+        w.str("a", "x")
+            .open("b")
+            .i32("c", 1)
+            .open_array("d")
+            .bool("0", true)
+            .close()
+            .close()
+            .date("t", 5);
+        let want =
+            rawdoc! {"a": "x", "b": {"c": 1, "d": [true]}, "t": bson::DateTime::from_millis(5)};
         assert_eq!(w.finish(), want.as_bytes());
     }
 

@@ -52,11 +52,17 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             continue;
         }
         let first = asked.iter().any(|(_, why)| why == "first sync");
-        let trigger = if first { Trigger::Startup } else { Trigger::Scheduled };
+        let trigger = if first {
+            Trigger::Startup
+        } else {
+            Trigger::Scheduled
+        };
         match reconcile(&shared, trigger, &asked).await {
             Ok(_) => {}
             Err(failure) if failure.class == Class::Fatal => return Err(failure),
-            Err(failure) => tracing::warn!(%failure, "comparing the databases was interrupted; it starts again when the link is back"),
+            Err(failure) => {
+                tracing::warn!(%failure, "comparing the databases was interrupted; it starts again when the link is back")
+            }
         }
     }
 }
@@ -69,10 +75,12 @@ fn streams_ready(shared: &Shared) -> bool {
 /// Asks for a reconcile of a database, unless one is asked for already.
 pub async fn ask(shared: &Shared, db: &str, why: &'static str) -> Result<(), Failure> {
     let flag = reconcile_name(db);
-    let asked = shared.store.call(move |c| match store::get_meta::<String>(c, &flag)? {
-        Some(_) => Ok(()),
-        None => store::set_meta(c, &flag, why),
-    });
+    let asked = shared
+        .store
+        .call(move |c| match store::get_meta::<String>(c, &flag)? {
+            Some(_) => Ok(()),
+            None => store::set_meta(c, &flag, why),
+        });
     asked.await.map_err(store_failed)
 }
 
@@ -94,19 +102,31 @@ async fn due(shared: &Shared, every: Duration) -> Result<bool, Failure> {
     if every.is_zero() {
         return Ok(false);
     }
-    let last: Option<i64> = shared.store.get_meta("last_reconcile").await.map_err(store_failed)?;
+    let last: Option<i64> = shared
+        .store
+        .get_meta("last_reconcile")
+        .await
+        .map_err(store_failed)?;
     let every = i64::try_from(every.as_millis()).unwrap_or(i64::MAX);
     Ok(last.is_some_and(|last| Utc::now().timestamp_millis().saturating_sub(last) > every))
 }
 
 /// Compares the databases that ask for it and waits until what differed is settled.
-pub async fn reconcile(shared: &Arc<Shared>, trigger: Trigger, asked: &[(String, String)]) -> Result<SyncRun, Failure> {
+pub async fn reconcile(
+    shared: &Arc<Shared>,
+    trigger: Trigger,
+    asked: &[(String, String)],
+) -> Result<SyncRun, Failure> {
     let Some(before) = shared.runs.begin(trigger, vec![]) else {
         return Err(Failure::from_code(0, "a run is at work"));
     };
     let outcome = async {
         if let Some(run) = before {
-            shared.store.call(move |c| runs::record(c, &run)).await.map_err(store_failed)?;
+            shared
+                .store
+                .call(move |c| runs::record(c, &run))
+                .await
+                .map_err(store_failed)?;
         }
         compare_all(shared, asked).await
     }
@@ -114,10 +134,21 @@ pub async fn reconcile(shared: &Arc<Shared>, trigger: Trigger, asked: &[(String,
     if let Err(failure) = &outcome {
         shared.runs.error(failure.to_string());
     }
-    let status = if outcome.is_ok() { RunStatus::Completed } else { RunStatus::Failed };
-    let run = shared.runs.end(status).unwrap_or_else(|| unreachable!("the run was begun above"));
+    let status = if outcome.is_ok() {
+        RunStatus::Completed
+    } else {
+        RunStatus::Failed
+    };
+    let run = shared
+        .runs
+        .end(status)
+        .unwrap_or_else(|| unreachable!("the run was begun above"));
     let record = run.clone();
-    shared.store.call(move |c| runs::record(c, &record)).await.map_err(store_failed)?;
+    shared
+        .store
+        .call(move |c| runs::record(c, &record))
+        .await
+        .map_err(store_failed)?;
     outcome.map(|()| run)
 }
 
@@ -135,14 +166,21 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
             tracing::info!(db, why, "comparing both databases");
             done = compare(shared, db, why, done).await?;
         }
-        let seq = shared.store.call(queue::last_seq).await.map_err(store_failed)?;
+        let seq = shared
+            .store
+            .call(queue::last_seq)
+            .await
+            .map_err(store_failed)?;
         drained(shared, seq, &[]).await?;
         // Only now is the request safe to forget: the queue holds what is left.
         let asked = asked.to_vec();
         let now = Utc::now().timestamp_millis();
         let cleared = shared.store.call(move |c| {
             for (db, why) in &asked {
-                c.execute("DELETE FROM meta WHERE k = ? AND v = ?", [&reconcile_name(db), why])?;
+                c.execute(
+                    "DELETE FROM meta WHERE k = ? AND v = ?",
+                    [&reconcile_name(db), why],
+                )?;
             }
             store::set_meta(c, "compared_from", began)?;
             store::set_meta(c, "last_reconcile", now)
@@ -161,12 +199,22 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
     loop {
         let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
         let only = only.to_vec();
-        let left = shared.store.call(move |c| queue::ready_up_to(c, seq, &only, &halted)).await.map_err(store_failed)?;
+        let left = shared
+            .store
+            .call(move |c| queue::ready_up_to(c, seq, &only, &halted))
+            .await
+            .map_err(store_failed)?;
         if left == 0 {
             return Ok(());
         }
         if !shared.may_work() {
-            return Err(Failure::offline(shared.link.snapshot().reason.unwrap_or(crate::failure::Reason::Offline)));
+            return Err(Failure::offline(
+                shared
+                    .link
+                    .snapshot()
+                    .reason
+                    .unwrap_or(crate::failure::Reason::Offline),
+            ));
         }
         tokio::select! {
             () = shared.cancel.cancelled() => return Err(Failure::offline(crate::failure::Reason::Offline)),
@@ -177,10 +225,16 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
 
 /// Names of the collections of a database that can be synced; views and time series are left out,
 /// with one warning (R15).
-pub async fn collections(shared: &Shared, settings: &Settings, side: Side, db: &str) -> Result<Vec<String>, Failure> {
+pub async fn collections(
+    shared: &Shared,
+    settings: &Settings,
+    side: Side,
+    db: &str,
+) -> Result<Vec<String>, Failure> {
     let endpoint = shared.endpoint(side)?;
     let command = doc! {"listCollections": 1, "nameOnly": false};
-    let raw = bson::RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("listCollections"))?;
+    let raw =
+        bson::RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("listCollections"))?;
     let mut names = Vec::new();
     let mut left_out = Vec::new();
     endpoint
@@ -197,7 +251,11 @@ pub async fn collections(shared: &Shared, settings: &Settings, side: Side, db: &
         .await?;
     for name in left_out {
         if lock(&shared.left_out).insert((db.to_owned(), name.clone())) {
-            tracing::warn!(db, collection = name, "views and time series are not synced");
+            tracing::warn!(
+                db,
+                collection = name,
+                "views and time series are not synced"
+            );
         }
     }
     names.sort();
@@ -216,17 +274,32 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
         total += u64::try_from(counted.get_i32("n").unwrap_or(0)).unwrap_or(0);
     }
     for coll in &names {
-        let ns = shared.store.namespace(db, coll).await.map_err(store_failed)?;
+        let ns = shared
+            .store
+            .namespace(db, coll)
+            .await
+            .map_err(store_failed)?;
         if lock(&shared.halted).contains(&ns) {
             continue;
         }
         let progress = |documents: u64| Progress {
-            what: if why == "first sync" { "first_sync".into() } else { "reconcile".into() },
+            what: if why == "first sync" {
+                "first_sync".into()
+            } else {
+                "reconcile".into()
+            },
             collection: settings.display(db, coll),
             documents,
             total: (done + total).max(documents),
         };
-        let mut pass = Pass { shared, settings: &settings, db, coll, ns, seen: 0 };
+        let mut pass = Pass {
+            shared,
+            settings: &settings,
+            db,
+            coll,
+            ns,
+            seen: 0,
+        };
         let mut from = None;
         loop {
             *lock(&shared.touched) = Some(Default::default());
@@ -260,9 +333,13 @@ impl Pass<'_> {
     async fn range(&mut self, from: Option<&Id>) -> Result<Option<Id>, Failure> {
         let mut local: HashMap<Key, (Id, Vec<u8>)> = HashMap::new();
         let mut bound = None;
-        let mut rows = self.scan(&self.shared.local, from, None, Some(RANGE + 1)).await?;
+        let mut rows = self
+            .scan(&self.shared.local, from, None, Some(RANGE + 1))
+            .await?;
         while let Some(d) = rows.next().await? {
-            let Some(id) = Id::of(d.as_bytes()) else { continue };
+            let Some(id) = Id::of(d.as_bytes()) else {
+                continue;
+            };
             if local.len() == RANGE {
                 bound = Some(id);
                 break;
@@ -278,7 +355,9 @@ impl Pass<'_> {
             let next = rows.next().await;
             self.shared.note(Side::Remote, &next);
             let Some(d) = next? else { break };
-            let Some(id) = Id::of(d.as_bytes()) else { continue };
+            let Some(id) = Id::of(d.as_bytes()) else {
+                continue;
+            };
             let here = local.remove(&Key::new(self.ns, &id)).map(|(_, d)| d);
             pairs.push((id, here, Some(d.into_bytes())));
             if pairs.len() >= RANGE {
@@ -299,7 +378,12 @@ impl Pass<'_> {
         limit: Option<usize>,
     ) -> Result<crate::side::Rows, Failure> {
         let mut w = Writer::new();
-        w.str("find", self.coll).open("filter").close().open("hint").i32("_id", 1).close();
+        w.str("find", self.coll)
+            .open("filter")
+            .close()
+            .open("hint")
+            .i32("_id", 1)
+            .close();
         for (name, id) in [("min", from), ("max", to)] {
             if let Some(id) = id {
                 w.open(name).value("_id", id.kind, &id.value).close();
@@ -334,7 +418,9 @@ impl Pass<'_> {
                 }
                 let untouched = base.is_none()
                     && !lock(&shared.busy).contains(&key)
-                    && lock(&shared.touched).as_ref().is_some_and(|t| !t.contains(&key))
+                    && lock(&shared.touched)
+                        .as_ref()
+                        .is_some_and(|t| !t.contains(&key))
                     && queue::get_row(c, Side::Local, &key)?.is_none()
                     && queue::get_row(c, Side::Remote, &key)?.is_none()
                     && base::get_intent(c, &key)?.is_none();
@@ -345,7 +431,11 @@ impl Pass<'_> {
                 let base = base.as_deref();
                 for (side, there) in [(Side::Local, &local), (Side::Remote, &remote)] {
                     if there.as_deref() != base {
-                        changed[side as usize].push(Change { key: key.clone(), id: id.clone(), hint: None });
+                        changed[side as usize].push(Change {
+                            key: key.clone(),
+                            id: id.clone(),
+                            hint: None,
+                        });
                     }
                 }
             }

@@ -29,7 +29,11 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 trigger = ?run.trigger, sent = run.local_to_remote.values().sum::<u64>(),
                 fetched = run.remote_to_local.values().sum::<u64>(), conflicts = run.conflicts.values().sum::<u64>(), "synced"
             );
-            shared.store.call(move |c| runs::record(c, &run)).await.map_err(store_failed)?;
+            shared
+                .store
+                .call(move |c| runs::record(c, &run))
+                .await
+                .map_err(store_failed)?;
         }
         match flush(&shared, &mut indexed).await {
             Ok(()) => {}
@@ -43,7 +47,11 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 /// Writes all records that wait.
 pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
     loop {
-        let waiting = shared.store.call(|c| records::waiting_records(c, 100)).await.map_err(store_failed)?;
+        let waiting = shared
+            .store
+            .call(|c| records::waiting_records(c, 100))
+            .await
+            .map_err(store_failed)?;
         if waiting.is_empty() {
             return Ok(());
         }
@@ -55,7 +63,11 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
         // One collection at a time, in order; a large record goes alone.
         let coll = waiting[0].coll.clone();
         let mut w = Writer::new();
-        w.str("update", &coll).bool("ordered", true).open("writeConcern").str("w", "majority").close();
+        w.str("update", &coll)
+            .bool("ordered", true)
+            .open("writeConcern")
+            .str("w", "majority")
+            .close();
         w.open_array("updates");
         let mut taken = Vec::new();
         for record in waiting.iter().take_while(|r| r.coll == coll) {
@@ -63,16 +75,40 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
                 break;
             }
             w.open(index_name(taken.len()));
-            w.open("q").open("_id").value("$eq", 0x07, &record.id).close().close();
-            w.open_array("u").open("0").open("$replaceWith").open_array("$mergeObjects");
-            w.str("0", "$$ROOT").open("1").doc("$literal", &record.doc).close();
-            w.close().close().close().close().bool("upsert", true).close();
+            w.open("q")
+                .open("_id")
+                .value("$eq", 0x07, &record.id)
+                .close()
+                .close();
+            w.open_array("u")
+                .open("0")
+                .open("$replaceWith")
+                .open_array("$mergeObjects");
+            w.str("0", "$$ROOT")
+                .open("1")
+                .doc("$literal", &record.doc)
+                .close();
+            w.close()
+                .close()
+                .close()
+                .close()
+                .bool("upsert", true)
+                .close();
             taken.push(record.n);
         }
         let reply = shared.local.run(&db, w.command()).await?;
-        if let Some(e) = reply.get_array("writeErrors").ok().and_then(|a| a.first()?.as_document()) {
+        if let Some(e) = reply
+            .get_array("writeErrors")
+            .ok()
+            .and_then(|a| a.first()?.as_document())
+        {
             let code = e.get_i32("code").unwrap_or(0);
-            shared.notice("records", Some(format!("records can't be written to {coll} in the local database (code {code})")));
+            shared.notice(
+                "records",
+                Some(format!(
+                    "records can't be written to {coll} in the local database (code {code})"
+                )),
+            );
             return Ok(());
         }
         shared
@@ -109,13 +145,18 @@ async fn make_indexes(shared: &Shared) -> Result<(), Failure> {
 /// The last `limit` sync runs as they are on record, newest first.
 pub async fn logs(shared: &Shared, limit: i64) -> Result<Vec<crate::command::SyncRun>, Failure> {
     let settings = shared.settings();
-    let command = doc! {"find": "sync_logs", "sort": {"startTime": -1}, "limit": limit.clamp(1, 1000)};
+    let command =
+        doc! {"find": "sync_logs", "sort": {"startTime": -1}, "limit": limit.clamp(1, 1000)};
     let raw = bson::RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
     let mut found = Vec::new();
-    shared.local.query(settings.records_db(), raw, |d| found.push(d)).await?;
+    shared
+        .local
+        .query(settings.records_db(), raw, |d| found.push(d))
+        .await?;
     let as_text = |d: &mut bson::Document, name: &str| {
         if let Ok(t) = d.get_datetime(name) {
-            let text = chrono::DateTime::<Utc>::from_timestamp_millis(t.timestamp_millis()).map(|t| t.to_rfc3339());
+            let text = chrono::DateTime::<Utc>::from_timestamp_millis(t.timestamp_millis())
+                .map(|t| t.to_rfc3339());
             d.insert(name, text);
         }
     };

@@ -39,7 +39,10 @@ impl Retry {
 
     /// The next delay. The crate caps before it spreads, so the cap is applied again here.
     pub fn next_delay(&mut self) -> Duration {
-        self.sequence.next_backoff().unwrap_or(self.max).min(self.max)
+        self.sequence
+            .next_backoff()
+            .unwrap_or(self.max)
+            .min(self.max)
     }
 
     /// Starts over after a success.
@@ -50,7 +53,10 @@ impl Retry {
 
 /// The delay before try number `attempt` (from 1) of one document.
 pub fn delay_of_attempt(config: &RetryConfig, attempt: u32) -> Duration {
-    config.initial.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1).min(20))).min(config.max)
+    config
+        .initial
+        .saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1).min(20)))
+        .min(config.max)
 }
 
 #[cfg(test)]

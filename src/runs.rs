@@ -99,7 +99,12 @@ impl Runs {
         }
         let before = current.take().map(|c| close(c, RunStatus::Completed));
         let now = Instant::now();
-        *current = Some(Current { run: empty(trigger, collections), began: now, moved: now, owned: true });
+        *current = Some(Current {
+            run: empty(trigger, collections),
+            began: now,
+            moved: now,
+            owned: true,
+        });
         Some(before)
     }
 
@@ -146,14 +151,24 @@ impl Runs {
 fn close(current: Current, status: RunStatus) -> SyncRun {
     let mut run = current.run;
     // A burst's length is from its first to its last movement, not the quiet after it.
-    let length = if current.owned { current.began.elapsed() } else { current.moved - current.began };
+    let length = if current.owned {
+        current.began.elapsed()
+    } else {
+        current.moved - current.began
+    };
     run.duration_seconds = length.as_secs_f64();
     run.end_time = Some(run.start_time + chrono::Duration::from_std(length).unwrap_or_default());
     run.status = match status {
-        RunStatus::Completed if !run.errors.is_empty() || !run.conflicts.is_empty() => RunStatus::Partial,
+        RunStatus::Completed if !run.errors.is_empty() || !run.conflicts.is_empty() => {
+            RunStatus::Partial
+        }
         status => status,
     };
-    let touched = run.local_to_remote.keys().chain(run.remote_to_local.keys()).chain(run.conflicts.keys());
+    let touched = run
+        .local_to_remote
+        .keys()
+        .chain(run.remote_to_local.keys())
+        .chain(run.conflicts.keys());
     for name in touched.cloned().collect::<std::collections::BTreeSet<_>>() {
         if !run.collections.contains(&name) {
             run.collections.push(name);
@@ -167,13 +182,24 @@ pub fn record(c: &Connection, run: &SyncRun) -> rusqlite::Result<()> {
     let doc = bson::serialize_to_document(run).unwrap_or_default();
     let mut doc = doc;
     // Dates as dates, so that the TTL index and the owner's tools see them as such.
-    doc.insert("startTime", bson::DateTime::from_millis(run.start_time.timestamp_millis()));
-    doc.insert("endTime", run.end_time.map(|t| bson::DateTime::from_millis(t.timestamp_millis())));
+    doc.insert(
+        "startTime",
+        bson::DateTime::from_millis(run.start_time.timestamp_millis()),
+    );
+    doc.insert(
+        "endTime",
+        run.end_time
+            .map(|t| bson::DateTime::from_millis(t.timestamp_millis())),
+    );
     let bytes = doc.to_vec().unwrap_or_default();
     records::put_record(c, "sync_logs", &bson::oid::ObjectId::new().bytes(), &bytes)?;
     if run.status != RunStatus::Failed {
         let total: i64 = store::get_meta(c, "runs_completed")?.unwrap_or(0);
         store::set_meta(c, "runs_completed", total + 1)?;
     }
-    store::set_meta(c, "last_run", serde_json::to_string(run).unwrap_or_default())
+    store::set_meta(
+        c,
+        "last_run",
+        serde_json::to_string(run).unwrap_or_default(),
+    )
 }

@@ -44,7 +44,10 @@ pub(crate) fn store_failed(e: crate::store::StoreError) -> Failure {
 }
 
 /// Stores settlements, all in one transaction.
-pub(crate) async fn commit(shared: &Arc<Shared>, settlements: Vec<Settlement>) -> Result<(), Failure> {
+pub(crate) async fn commit(
+    shared: &Arc<Shared>,
+    settlements: Vec<Settlement>,
+) -> Result<(), Failure> {
     if settlements.is_empty() {
         return Ok(());
     }
@@ -56,7 +59,12 @@ pub(crate) async fn commit(shared: &Arc<Shared>, settlements: Vec<Settlement>) -
             let mut new_conflicts = Vec::new();
             for settlement in &settlements {
                 match settlement {
-                    Settlement::Agreed { work, base, close, stamp } => {
+                    Settlement::Agreed {
+                        work,
+                        base,
+                        close,
+                        stamp,
+                    } => {
                         if let Some(content) = base {
                             base::put(c, &work.key, content.as_deref(), 0, 0)?;
                         }
@@ -83,7 +91,14 @@ pub(crate) async fn commit(shared: &Arc<Shared>, settlements: Vec<Settlement>) -
                     Settlement::Deferred { work, wait } => {
                         let until = now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2);
                         for side in [Side::Local, Side::Remote] {
-                            queue::defer(c, side, &work.key, until, false, Some("waits until a lost answer can't matter any more"))?;
+                            queue::defer(
+                                c,
+                                side,
+                                &work.key,
+                                until,
+                                false,
+                                Some("waits until a lost answer can't matter any more"),
+                            )?;
                         }
                     }
                 }
@@ -103,7 +118,10 @@ fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite:
     if no_seq {
         // The mutation `clear_noseq`: a key made dirty again in flight is forgotten.
         for table in ["outbox", "inbox"] {
-            c.execute(&format!("DELETE FROM {table} WHERE key = ?"), [work.key.as_bytes()])?;
+            c.execute(
+                &format!("DELETE FROM {table} WHERE key = ?"),
+                [work.key.as_bytes()],
+            )?;
         }
         return Ok(());
     }
@@ -116,10 +134,17 @@ fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite:
 }
 
 /// Stores the intents of a batch before its first write (R3).
-pub(crate) async fn put_intents(shared: &Arc<Shared>, planned: &[Planned], epoch: i64) -> Result<(), Failure> {
+pub(crate) async fn put_intents(
+    shared: &Arc<Shared>,
+    planned: &[Planned],
+    epoch: i64,
+) -> Result<(), Failure> {
     let base_first = shared.failpoints.mutated("base_first");
     let no_intent = shared.failpoints.mutated("no_intent");
-    let intents: Vec<_> = planned.iter().map(|p| (p.write.key.clone(), p.intent(epoch))).collect();
+    let intents: Vec<_> = planned
+        .iter()
+        .map(|p| (p.write.key.clone(), p.intent(epoch)))
+        .collect();
     shared
         .store
         .call(move |c| {
@@ -167,12 +192,21 @@ pub(crate) async fn verdicts(
             Verdict::Done => {
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
                 shared.runs.moved(planned.side, &item.ns.shown, bytes);
-                overruled = planned.clash.as_ref().map(|clash| batch::overruled(item, clash));
+                overruled = planned
+                    .clash
+                    .as_ref()
+                    .map(|clash| batch::overruled(item, clash));
                 item.work.base.clone_from(&planned.base_after);
-                if planned.last { State::Done } else { State::Look }
+                if planned.last {
+                    State::Done
+                } else {
+                    State::Look
+                }
             }
             Verdict::Modified => State::Look,
-            Verdict::Duplicate(dup) => State::Clash(planned.side, planned.write.clone(), dup.clone()),
+            Verdict::Duplicate(dup) => {
+                State::Clash(planned.side, planned.write.clone(), dup.clone())
+            }
             Verdict::Rejected { code, message } => {
                 refused = Some(batch::rejected(item, planned.side, *code, message));
                 State::Done
@@ -187,7 +221,13 @@ pub(crate) async fn verdicts(
                 }
             }
         };
-        settled.push(Settled { work: item.work.clone(), planned, verdict, overruled, rejected: refused });
+        settled.push(Settled {
+            work: item.work.clone(),
+            planned,
+            verdict,
+            overruled,
+            rejected: refused,
+        });
     }
     let policy_name = |collection: &str| match settings.policy(collection) {
         Policy::Manual => "keep_update",
@@ -195,7 +235,9 @@ pub(crate) async fn verdicts(
         Policy::LocalWins => "local_wins",
         Policy::RemoteWins => "remote_wins",
     };
-    let strategy = indexes.first().map_or("manual", |i| policy_name(&items[*i].ns.coll));
+    let strategy = indexes
+        .first()
+        .map_or("manual", |i| policy_name(&items[*i].ns.coll));
     let retry = settings.config.retry.clone();
     let stamping = settings.config.sync.stamp_documents;
     let no_seq = shared.failpoints.mutated("clear_noseq");
@@ -212,9 +254,19 @@ pub(crate) async fn verdicts(
                         done(c, s, strategy, stamping, no_seq)?;
                         conflicts.extend(s.overruled.as_ref().map(|f| f.collection.clone()));
                         if !s.planned.last {
-                            let change = Change { key: key.clone(), id: s.work.id.clone(), hint: None };
-                            queue::enqueue(c, Side::Remote, &[change], Utc::now().timestamp_millis())?;
-                            *rows.last_mut().expect("pushed above") = queue::get_row(c, Side::Remote, key)?;
+                            let change = Change {
+                                key: key.clone(),
+                                id: s.work.id.clone(),
+                                hint: None,
+                            };
+                            queue::enqueue(
+                                c,
+                                Side::Remote,
+                                &[change],
+                                Utc::now().timestamp_millis(),
+                            )?;
+                            *rows.last_mut().expect("pushed above") =
+                                queue::get_row(c, Side::Remote, key)?;
                         }
                     }
                     Verdict::Modified | Verdict::Duplicate(_) => base::drop_intent(c, key)?,
@@ -243,15 +295,31 @@ pub(crate) async fn verdicts(
     Ok(())
 }
 
-fn done(c: &rusqlite::Connection, s: &Settled, strategy: &str, stamping: bool, no_seq: bool) -> rusqlite::Result<()> {
+fn done(
+    c: &rusqlite::Connection,
+    s: &Settled,
+    strategy: &str,
+    stamping: bool,
+    no_seq: bool,
+) -> rusqlite::Result<()> {
     let p = &s.planned;
     let key = &p.write.key;
     // The insert event of our own create is still to come; an event of that side that was looked at
     // takes the debt away.
     let created = matches!(p.form, Form::Insert | Form::Create);
     let bit = echo_bit(p.side);
-    let looked = if s.work.inbox.is_some() { echo_bit(Side::Remote) } else { 0 };
-    base::put(c, key, p.base_after.as_deref(), if created { bit } else { 0 }, bit | looked)?;
+    let looked = if s.work.inbox.is_some() {
+        echo_bit(Side::Remote)
+    } else {
+        0
+    };
+    base::put(
+        c,
+        key,
+        p.base_after.as_deref(),
+        if created { bit } else { 0 },
+        bit | looked,
+    )?;
     base::drop_intent(c, key)?;
     if let Some(found) = &s.overruled {
         conflicts::settled_by_policy(c, found, strategy)?;
@@ -274,9 +342,16 @@ fn refuse(
     max_retries: u32,
     retry: &crate::config::RetryConfig,
 ) -> rusqlite::Result<Option<String>> {
-    let attempts = s.work.outbox.as_ref().or(s.work.inbox.as_ref()).map_or(0, |r: &Row| r.attempts) + 1;
+    let attempts = s
+        .work
+        .outbox
+        .as_ref()
+        .or(s.work.inbox.as_ref())
+        .map_or(0, |r: &Row| r.attempts)
+        + 1;
     if attempts < max_retries.max(1) {
-        let delay = i64::try_from(delay_of_attempt(retry, attempts).as_millis()).unwrap_or(i64::MAX / 2);
+        let delay =
+            i64::try_from(delay_of_attempt(retry, attempts).as_millis()).unwrap_or(i64::MAX / 2);
         let due = Utc::now().timestamp_millis() + delay;
         for (side, row) in [(Side::Local, &s.work.outbox), (Side::Remote, &s.work.inbox)] {
             if row.is_some() {
@@ -285,14 +360,20 @@ fn refuse(
         }
         return Ok(None);
     }
-    let Some(found) = &s.rejected else { return Ok(None) };
+    let Some(found) = &s.rejected else {
+        return Ok(None);
+    };
     let is_new = conflicts::open(c, found, &s.work)?;
     conflicts::hold(c, &s.work, "failed", &found.notes)?;
     Ok(is_new.then(|| found.collection.clone()))
 }
 
 /// Puts back what a batch could not finish; it is looked at again after `wait`.
-pub(crate) async fn put_back(shared: &Arc<Shared>, left: Vec<Work>, wait: Duration) -> Result<(), Failure> {
+pub(crate) async fn put_back(
+    shared: &Arc<Shared>,
+    left: Vec<Work>,
+    wait: Duration,
+) -> Result<(), Failure> {
     if left.is_empty() {
         return Ok(());
     }

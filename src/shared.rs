@@ -100,7 +100,11 @@ impl Settings {
     /// Prepares a configuration for use.
     pub fn new(config: Config) -> Self {
         let sync_fields = if config.sync.stamp_documents {
-            vec![config.fields.synced_at.clone(), config.fields.origin.clone(), config.fields.sync_status.clone()]
+            vec![
+                config.fields.synced_at.clone(),
+                config.fields.origin.clone(),
+                config.fields.sync_status.clone(),
+            ]
         } else {
             vec![]
         };
@@ -112,7 +116,12 @@ impl Settings {
             builder.build().unwrap_or_default()
         };
         let (include, exclude) = (set(&config.sync.collections), set(&config.sync.exclude));
-        Self { config, sync_fields, include, exclude }
+        Self {
+            config,
+            sync_fields,
+            include,
+            exclude,
+        }
     }
 
     /// Whether a collection is synced by name.
@@ -127,12 +136,21 @@ impl Settings {
 
     /// The policy of a collection.
     pub fn policy(&self, coll: &str) -> Policy {
-        self.config.sync.per_collection.get(coll).copied().unwrap_or(self.config.sync.conflict_resolution_strategy)
+        self.config
+            .sync
+            .per_collection
+            .get(coll)
+            .copied()
+            .unwrap_or(self.config.sync.conflict_resolution_strategy)
     }
 
     /// How a collection is called in records and answers.
     pub fn display(&self, db: &str, coll: &str) -> String {
-        if self.config.databases.len() > 1 { format!("{db}.{coll}") } else { coll.to_owned() }
+        if self.config.databases.len() > 1 {
+            format!("{db}.{coll}")
+        } else {
+            coll.to_owned()
+        }
     }
 
     /// The database that holds our records.
@@ -148,7 +166,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     /// Context over an opened store and a local side.
-    pub fn new(config: Config, store: Store, local: Arc<Endpoint>, cancel: CancellationToken) -> Self {
+    pub fn new(
+        config: Config,
+        store: Store,
+        local: Arc<Endpoint>,
+        cancel: CancellationToken,
+    ) -> Self {
         let configured = config.remote_uri.is_some();
         Self {
             config: RwLock::new(Arc::new(Settings::new(config))),
@@ -181,17 +204,24 @@ impl Shared {
 
     /// The configuration in force.
     pub fn settings(&self) -> Arc<Settings> {
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Takes a new configuration.
     pub fn set_config(&self, config: Config) {
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Settings::new(config));
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Settings::new(config));
     }
 
     /// The remote side, once its URI could be resolved.
     pub fn remote(&self) -> Option<Arc<Endpoint>> {
-        self.remote.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.remote
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Keeps the remote side.
@@ -203,7 +233,9 @@ impl Shared {
     pub fn endpoint(&self, side: Side) -> Result<Arc<Endpoint>, Failure> {
         match side {
             Side::Local => Ok(self.local.clone()),
-            Side::Remote => self.remote().ok_or_else(|| Failure::offline(Reason::Offline)),
+            Side::Remote => self
+                .remote()
+                .ok_or_else(|| Failure::offline(Reason::Offline)),
         }
     }
 

@@ -43,20 +43,30 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// Parses the URI (an SRV name is looked up now) and makes a client; connects lazily.
-    pub async fn connect(side: Side, uri: &SecretString, timeout: Duration) -> Result<Self, Failure> {
-        let mut options = ClientOptions::parse(uri.expose_secret()).await.map_err(|e| match e.kind.as_ref() {
-            mongodb::error::ErrorKind::DnsResolve { .. } => Failure::offline(Reason::Dns),
-            mongodb::error::ErrorKind::InvalidTlsConfig { .. } => Failure::offline(Reason::Tls),
-            _ => Failure::fatal("the URI can't be used"),
-        })?;
+    pub async fn connect(
+        side: Side,
+        uri: &SecretString,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        let mut options = ClientOptions::parse(uri.expose_secret())
+            .await
+            .map_err(|e| match e.kind.as_ref() {
+                mongodb::error::ErrorKind::DnsResolve { .. } => Failure::offline(Reason::Dns),
+                mongodb::error::ErrorKind::InvalidTlsConfig { .. } => Failure::offline(Reason::Tls),
+                _ => Failure::fatal("the URI can't be used"),
+            })?;
         options.app_name = Some("sangam".into());
         options.server_selection_timeout = Some(timeout);
-        options.connect_timeout.get_or_insert(timeout.max(Duration::from_secs(2)));
+        options
+            .connect_timeout
+            .get_or_insert(timeout.max(Duration::from_secs(2)));
         options.max_pool_size.get_or_insert(24);
         options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
         if side == Side::Remote && options.compressors.is_none() {
-            options.compressors =
-                Some(vec![Compressor::Zstd { level: Some(3) }, Compressor::Zlib { level: None }]);
+            options.compressors = Some(vec![
+                Compressor::Zstd { level: Some(3) },
+                Compressor::Zlib { level: None },
+            ]);
         }
         let last_heartbeat = Arc::new(Mutex::new(None));
         let seen = last_heartbeat.clone();
@@ -69,17 +79,26 @@ impl Endpoint {
                 SdamEvent::ServerHeartbeatSucceeded(_) => None,
                 _ => return,
             };
-            *seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
+            *seen
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) = found;
         }));
         let client = Client::with_options(options).map_err(Failure::from)?;
-        Ok(Self { side, client, last_heartbeat })
+        Ok(Self {
+            side,
+            client,
+            last_heartbeat,
+        })
     }
 
     /// A driver error, with the reason that the last heartbeat saw where the error has none.
     pub fn failure(&self, error: &mongodb::error::Error) -> Failure {
         let mut failure = Failure::from(error);
         if failure.class == Class::Offline(Reason::Timeout)
-            && let Some(reason) = *self.last_heartbeat.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+            && let Some(reason) = *self
+                .last_heartbeat
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
         {
             failure.class = Class::Offline(reason);
         }
@@ -108,11 +127,21 @@ impl Endpoint {
     }
 
     /// Runs a command that answers with a cursor; its documents as bytes.
-    pub async fn cursor(self: &Arc<Self>, db: &str, command: RawDocumentBuf) -> Result<Rows, Failure> {
+    pub async fn cursor(
+        self: &Arc<Self>,
+        db: &str,
+        command: RawDocumentBuf,
+    ) -> Result<Rows, Failure> {
         let db = self.client.database(db);
         let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
-        let cursor = opening.await.map_err(|_| Failure::timeout())?.map_err(|e| self.failure(&e))?;
-        Ok(Rows { endpoint: self.clone(), cursor: cursor.with_type() })
+        let cursor = opening
+            .await
+            .map_err(|_| Failure::timeout())?
+            .map_err(|e| self.failure(&e))?;
+        Ok(Rows {
+            endpoint: self.clone(),
+            cursor: cursor.with_type(),
+        })
     }
 
     /// The same, all documents to `each` as they come.
@@ -138,7 +167,10 @@ impl Endpoint {
         ids: impl Iterator<Item = &Id>,
     ) -> Result<HashMap<Key, Vec<u8>>, Failure> {
         let mut w = Writer::new();
-        w.str("find", coll).open("filter").open("_id").open_array("$in");
+        w.str("find", coll)
+            .open("filter")
+            .open("_id")
+            .open_array("$in");
         let mut count = 0;
         for id in ids {
             w.value(index_name(count), id.kind, &id.value);
@@ -162,7 +194,10 @@ impl Endpoint {
 
     /// Starts a session, for a transaction.
     pub async fn session(&self) -> Result<ClientSession, Failure> {
-        self.client.start_session().await.map_err(|e| self.failure(&e))
+        self.client
+            .start_session()
+            .await
+            .map_err(|e| self.failure(&e))
     }
 
     /// Asks whether the server is there and usable: `hello`, then the identity.
@@ -176,7 +211,9 @@ impl Endpoint {
             return Err(Failure::offline(Reason::NotAReplicaSet));
         }
         let now = chrono::Utc::now().timestamp_millis();
-        let theirs = reply.get_datetime("localTime").map_or(now, |t| t.timestamp_millis());
+        let theirs = reply
+            .get_datetime("localTime")
+            .map_or(now, |t| t.timestamp_millis());
         Ok(Hello {
             clock_offset_ms: theirs + i64::try_from(half_way.as_millis()).unwrap_or(0) - now,
             operation_time: reply.get_timestamp("operationTime").ok(),
@@ -219,7 +256,9 @@ impl Rows {
         use futures::TryStreamExt as _;
         // Batches are 16 MiB at most; on a slow link they take their time.
         let next = tokio::time::timeout(deadline(16 << 20), self.cursor.try_next());
-        next.await.map_err(|_| Failure::timeout())?.map_err(|e| self.endpoint.failure(&e))
+        next.await
+            .map_err(|_| Failure::timeout())?
+            .map_err(|e| self.endpoint.failure(&e))
     }
 }
 

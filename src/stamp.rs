@@ -35,7 +35,9 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = tokio::time::sleep(Duration::from_secs(5)) => {}
         }
         let began = tokio::time::Instant::now();
-        while shared.in_flight.load(Ordering::Relaxed) > 1 && began.elapsed() < PATIENCE && !shared.cancel.is_cancelled()
+        while shared.in_flight.load(Ordering::Relaxed) > 1
+            && began.elapsed() < PATIENCE
+            && !shared.cancel.is_cancelled()
         {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -98,7 +100,13 @@ fn due(c: &rusqlite::Connection) -> rusqlite::Result<Vec<Due>> {
             _ => Status::Synced(Side::Local),
         };
         let base = base::get(c, &key)?.0;
-        all.push(Due { key, id, request, status, base });
+        all.push(Due {
+            key,
+            id,
+            request,
+            status,
+            base,
+        });
     }
     Ok(all)
 }
@@ -113,8 +121,13 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
             by_ns.entry(d.key.ns()).or_default().push(d);
         }
         for (ns, due) in by_ns {
-            let Some((db, coll)) = shared.store.namespace_name(ns) else { continue };
-            let docs = shared.local.read(&db, &coll, ns, due.iter().map(|d| &d.id)).await?;
+            let Some((db, coll)) = shared.store.namespace_name(ns) else {
+                continue;
+            };
+            let docs = shared
+                .local
+                .read(&db, &coll, ns, due.iter().map(|d| &d.id))
+                .await?;
             for chunk in due.chunks(BATCH as usize) {
                 write(shared, &settings, (&db, &coll), chunk, &docs).await?;
             }
@@ -123,7 +136,10 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
     let done: Vec<(Key, i64)> = due.into_iter().map(|d| (d.key, d.request)).collect();
     shared
         .store
-        .call(move |c| done.iter().try_for_each(|(key, request)| records::drop_stamp(c, key, *request)))
+        .call(move |c| {
+            done.iter()
+                .try_for_each(|(key, request)| records::drop_stamp(c, key, *request))
+        })
         .await
         .map_err(store_failed)?;
     Ok(count)
@@ -139,11 +155,16 @@ async fn write(
     let fields = &settings.config.fields;
     let mut w = Writer::new();
     w.str("update", coll).bool("ordered", false);
-    w.i32("maxTimeMS", i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"));
+    w.i32(
+        "maxTimeMS",
+        i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"),
+    );
     w.open_array("updates");
     let mut n = 0;
     for d in due {
-        let Some(doc) = docs.get(&d.key) else { continue };
+        let Some(doc) = docs.get(&d.key) else {
+            continue;
+        };
         let says = raw::get(doc, fields.sync_status.as_bytes());
         let says = says.as_ref().and_then(raw::text);
         let current = says == Some(d.status.name()) && !matches!(d.status, Status::Synced(_));
@@ -155,12 +176,31 @@ async fn write(
             continue;
         }
         w.open(index_name(n));
-        w.open("q").open("_id").value("$eq", d.id.kind, &d.id.value).close().close();
-        w.open_array("u").open("0").open("$replaceWith").open_array("$cond");
-        w.open("0").open_array("$eq").str("0", "$$ROOT").open("1").doc("$literal", doc).close().close().close();
-        w.open("1").open_array("$mergeObjects").str("0", "$$ROOT").open("1").str(&fields.sync_status, d.status.name());
+        w.open("q")
+            .open("_id")
+            .value("$eq", d.id.kind, &d.id.value)
+            .close()
+            .close();
+        w.open_array("u")
+            .open("0")
+            .open("$replaceWith")
+            .open_array("$cond");
+        w.open("0")
+            .open_array("$eq")
+            .str("0", "$$ROOT")
+            .open("1")
+            .doc("$literal", doc)
+            .close()
+            .close()
+            .close();
+        w.open("1")
+            .open_array("$mergeObjects")
+            .str("0", "$$ROOT")
+            .open("1")
+            .str(&fields.sync_status, d.status.name());
         if let Status::Synced(origin) = d.status {
-            w.str(&fields.synced_at, "$$NOW").str(&fields.origin, origin.name());
+            w.str(&fields.synced_at, "$$NOW")
+                .str(&fields.origin, origin.name());
         }
         w.close().close().close();
         w.str("2", "$$ROOT").close().close().close().close();
@@ -173,7 +213,11 @@ async fn write(
     let reply = shared.local.run(db, w.command()).await?;
     if let Ok(errors) = reply.get_array("writeErrors") {
         // A validator of the app's own may refuse the sync fields; the content is unharmed.
-        tracing::debug!(coll, errors = errors.len(), "some documents could not be stamped");
+        tracing::debug!(
+            coll,
+            errors = errors.len(),
+            "some documents could not be stamped"
+        );
     }
     Ok(())
 }

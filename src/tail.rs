@@ -75,7 +75,13 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
                 }
                 let topic = format!("stream:{}:{db}", side.name());
                 if side == Side::Local || !failure.is_offline() {
-                    shared.notice(&topic, Some(format!("the {} database's changes can't be read: {failure}", side.name())));
+                    shared.notice(
+                        &topic,
+                        Some(format!(
+                            "the {} database's changes can't be read: {failure}",
+                            side.name()
+                        )),
+                    );
                 }
                 let delay = retry.next_delay();
                 tokio::select! {
@@ -106,7 +112,12 @@ impl From<store::StoreError> for Stop {
 }
 
 /// Forgets a position that the oplog no longer holds, and asks for a reconcile (R11).
-async fn lose_history(shared: &Shared, side: Side, db: &str, failure: &Failure) -> Result<(), Failure> {
+async fn lose_history(
+    shared: &Shared,
+    side: Side,
+    db: &str,
+    failure: &Failure,
+) -> Result<(), Failure> {
     tracing::warn!(side = side.name(), db, %failure, "the oplog no longer holds our position; comparing everything");
     let (token, flag) = (token_name(side, db), reconcile_name(db));
     let why = format!("history of the {} database lost", side.name());
@@ -143,7 +154,12 @@ fn pipeline(settings: &crate::shared::Settings) -> Vec<Document> {
 }
 
 /// The saved position, or a fresh one: now. A database seen for the first time asks for a first sync.
-async fn position(shared: &Shared, side: Side, db: &str, endpoint: &Endpoint) -> Result<Result<ResumeToken, Timestamp>, Stop> {
+async fn position(
+    shared: &Shared,
+    side: Side,
+    db: &str,
+    endpoint: &Endpoint,
+) -> Result<Result<ResumeToken, Timestamp>, Stop> {
     let saved: Option<Vec<u8>> = shared.store.get_meta(&token_name(side, db)).await?;
     let token = saved.and_then(|bytes| {
         let doc = Document::from_reader(bytes.as_slice()).ok()?;
@@ -154,7 +170,9 @@ async fn position(shared: &Shared, side: Side, db: &str, endpoint: &Endpoint) ->
     }
     let hello = endpoint.hello().await;
     shared.note(side, &hello);
-    let now = hello?.operation_time.ok_or_else(|| Failure::fatal("the server tells no operation time"))?;
+    let now = hello?
+        .operation_time
+        .ok_or_else(|| Failure::fatal("the server tells no operation time"))?;
     let flag = reconcile_name(db);
     shared
         .store
@@ -171,7 +189,10 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     let endpoint = shared.endpoint(side)?;
     let position = position(shared, side, db, &endpoint).await?;
     let database = endpoint.client.database(db);
-    let watch = database.watch().pipeline(pipeline(&settings)).max_await_time(AWAIT);
+    let watch = database
+        .watch()
+        .pipeline(pipeline(&settings))
+        .max_await_time(AWAIT);
     let fresh = position.as_ref().err().copied();
     let watch = match position {
         // `start_after` also gets over the invalidate event of a dropped database.
@@ -179,7 +200,9 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
         Err(time) => watch.start_at_operation_time(time),
     };
     let stream = timeout(deadline(0), async { watch.await }).await;
-    let stream = stream.map_err(|_| Failure::timeout())?.map_err(|e| endpoint.failure(&e))?;
+    let stream = stream
+        .map_err(|_| Failure::timeout())?
+        .map_err(|e| endpoint.failure(&e))?;
     let mut stream = stream.with_type::<RawDocumentBuf>();
     if fresh.is_some() {
         // Saved at once: a crash before the first event must not skip what happens meanwhile.
@@ -252,7 +275,10 @@ async fn read(
         if ended {
             let token = stream.resume_token();
             let bytes = token.as_ref().and_then(|t| bson::serialize_to_vec(t).ok());
-            let seen = bytes.as_deref().and_then(|b| RawDocument::from_bytes(b).ok()).and_then(token_time);
+            let seen = bytes
+                .as_deref()
+                .and_then(|b| RawDocument::from_bytes(b).ok())
+                .and_then(token_time);
             shared.set_stream(side, db, true, seen);
             if let Some(bytes) = bytes
                 && saved.elapsed() > SAVE_IDLE_TOKEN
@@ -269,48 +295,88 @@ async fn read(
 
 /// What one event asks for.
 enum Event {
-    Change { coll: String, id: Id, hint: Option<Vec<u8>> },
-    Halt { coll: Option<String>, what: String },
+    Change {
+        coll: String,
+        id: Id,
+        hint: Option<Vec<u8>>,
+    },
+    Halt {
+        coll: Option<String>,
+        what: String,
+    },
     Nothing,
 }
 
 fn parse(event: &RawDocument, settings: &crate::shared::Settings, db: &str) -> Event {
     let kind = event.get_str("operationType").unwrap_or_default();
-    let coll = event.get_document("ns").ok().and_then(|ns| ns.get_str("coll").ok());
+    let coll = event
+        .get_document("ns")
+        .ok()
+        .and_then(|ns| ns.get_str("coll").ok());
     match kind {
         "insert" | "update" | "replace" | "delete" => {
-            let Some(coll) = coll.filter(|c| settings.is_synced(db, c)) else { return Event::Nothing };
-            let key = event.get_document("documentKey").ok().and_then(|k| raw::get(k.as_bytes(), b"_id"));
-            let Some(id) = key.map(|e| Id::from_element(&e)) else { return Event::Nothing };
+            let Some(coll) = coll.filter(|c| settings.is_synced(db, c)) else {
+                return Event::Nothing;
+            };
+            let key = event
+                .get_document("documentKey")
+                .ok()
+                .and_then(|k| raw::get(k.as_bytes(), b"_id"));
+            let Some(id) = key.map(|e| Id::from_element(&e)) else {
+                return Event::Nothing;
+            };
             let hint = match kind {
                 "insert" => Some(b"i".to_vec()),
                 "delete" => Some(b"d".to_vec()),
                 "update" => match event.get_document("updateDescription") {
-                    Ok(d) if queue::only_sync_fields(d.as_bytes(), &settings.sync_fields) => return Event::Nothing,
+                    Ok(d) if queue::only_sync_fields(d.as_bytes(), &settings.sync_fields) => {
+                        return Event::Nothing;
+                    }
                     Ok(d) => Some([b"u", d.as_bytes()].concat()),
                     Err(_) => None,
                 },
                 _ => None,
             };
-            Event::Change { coll: coll.to_owned(), id, hint }
+            Event::Change {
+                coll: coll.to_owned(),
+                id,
+                hint,
+            }
         }
         "drop" | "rename" => match coll.filter(|c| settings.is_synced(db, c)) {
-            Some(coll) => Event::Halt { coll: Some(coll.to_owned()), what: format!("was {}", past(kind)) },
+            Some(coll) => Event::Halt {
+                coll: Some(coll.to_owned()),
+                what: format!("was {}", past(kind)),
+            },
             None => Event::Nothing,
         },
-        "dropDatabase" => Event::Halt { coll: None, what: "was dropped".into() },
+        "dropDatabase" => Event::Halt {
+            coll: None,
+            what: "was dropped".into(),
+        },
         _ => Event::Nothing,
     }
 }
 
 fn past(kind: &str) -> &'static str {
-    if kind == "rename" { "renamed" } else { "dropped" }
+    if kind == "rename" {
+        "renamed"
+    } else {
+        "dropped"
+    }
 }
 
 /// Stores the keys of these events and the position behind them in one transaction (R1).
-async fn commit(shared: &Arc<Shared>, side: Side, db: &str, events: Vec<RawDocumentBuf>) -> Result<(), Stop> {
+async fn commit(
+    shared: &Arc<Shared>,
+    side: Side,
+    db: &str,
+    events: Vec<RawDocumentBuf>,
+) -> Result<(), Stop> {
     let settings = shared.settings();
-    let Some(token) = events.last().and_then(|e| e.get_document("_id").ok()) else { return Ok(()) };
+    let Some(token) = events.last().and_then(|e| e.get_document("_id").ok()) else {
+        return Ok(());
+    };
     let seen = token_time(token);
     let token = token.as_bytes().to_vec();
     let mut changes = Vec::with_capacity(events.len());
@@ -326,16 +392,23 @@ async fn commit(shared: &Arc<Shared>, side: Side, db: &str, events: Vec<RawDocum
                         n
                     }
                 };
-                changes.push(Change { key: Key::new(ns, &id), id, hint });
+                changes.push(Change {
+                    key: Key::new(ns, &id),
+                    id,
+                    hint,
+                });
             }
-            Event::Halt { coll, what } => crate::halt::halt(shared, side, db, coll.as_deref(), &what).await?,
+            Event::Halt { coll, what } => {
+                crate::halt::halt(shared, side, db, coll.as_deref(), &what).await?
+            }
             Event::Nothing => {}
         }
     }
     let name = token_name(side, db);
     let now = chrono::Utc::now().timestamp_millis();
     // Offline, an app shall see that its edit waits.
-    let stamp_pending = side == Side::Local && settings.config.sync.stamp_documents && !shared.link.is_online();
+    let stamp_pending =
+        side == Side::Local && settings.config.sync.stamp_documents && !shared.link.is_online();
     let any = !changes.is_empty();
     if shared.failpoints.mutated("token_first") {
         shared.store.set_meta(&name, token.clone()).await?;
@@ -369,10 +442,14 @@ async fn commit(shared: &Arc<Shared>, side: Side, db: &str, events: Vec<RawDocum
 
 /// Waits until everything that happened on a side before now is in the queue, for `limit` at most.
 pub async fn catch_up(shared: &Shared, side: Side, limit: Duration) -> bool {
-    let Ok(endpoint) = shared.endpoint(side) else { return false };
+    let Ok(endpoint) = shared.endpoint(side) else {
+        return false;
+    };
     let hello = endpoint.hello().await;
     shared.note(side, &hello);
-    let Ok(Some(now)) = hello.map(|h| h.operation_time) else { return false };
+    let Ok(Some(now)) = hello.map(|h| h.operation_time) else {
+        return false;
+    };
     let arrived = async {
         loop {
             let moved = shared.stream_moved.notified();

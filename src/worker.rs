@@ -50,7 +50,9 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             continue;
         }
         while batches.len() < BATCHES {
-            let Some(works) = claim(&shared, &mut cursors).await? else { break };
+            let Some(works) = claim(&shared, &mut cursors).await? else {
+                break;
+            };
             shared.in_flight.fetch_add(1, Ordering::Relaxed);
             let shared = shared.clone();
             batches.spawn(async move {
@@ -100,9 +102,15 @@ async fn finished(
 }
 
 /// The next batch of either queue; remote changes first when both wait, they are fewer as a rule.
-async fn claim(shared: &Arc<Shared>, cursors: &mut [Cursor; 2]) -> Result<Option<Vec<Work>>, Failure> {
+async fn claim(
+    shared: &Arc<Shared>,
+    cursors: &mut [Cursor; 2],
+) -> Result<Option<Vec<Work>>, Failure> {
     let settings = shared.settings();
-    for (side, cursor) in [Side::Remote, Side::Local].into_iter().zip(cursors.iter_mut()) {
+    for (side, cursor) in [Side::Remote, Side::Local]
+        .into_iter()
+        .zip(cursors.iter_mut())
+    {
         if cursor.at_end {
             continue;
         }
@@ -116,13 +124,19 @@ async fn claim(shared: &Arc<Shared>, cursors: &mut [Cursor; 2]) -> Result<Option
             sync_fields: settings.sync_fields.clone(),
         };
         let context = shared.clone();
-        let claimed = shared.store.call(move |c| queue::claim(c, &what, &mut lock(&context.busy))).await;
+        let claimed = shared
+            .store
+            .call(move |c| queue::claim(c, &what, &mut lock(&context.busy)))
+            .await;
         let (works, next) = claimed.map_err(crate::settle::store_failed)?;
         match next {
             Some(after) => cursor.after = after,
             None => {
                 // Rows that were busy or put off stand before the end: the next round sees them.
-                *cursor = Cursor { after: 0, at_end: works.is_empty() };
+                *cursor = Cursor {
+                    after: 0,
+                    at_end: works.is_empty(),
+                };
             }
         }
         if !works.is_empty() {

@@ -11,7 +11,11 @@ const PLAIN_BELOW: usize = 96;
 /// A content as the store keeps it: marker, checksum, bytes (zstd from 96 bytes on).
 pub fn encode(content: &[u8]) -> Vec<u8> {
     let sum = xxhash_rust::xxh3::xxh3_64(content).to_le_bytes();
-    let packed = if content.len() < PLAIN_BELOW { None } else { zstd::bulk::compress(content, 1).ok() };
+    let packed = if content.len() < PLAIN_BELOW {
+        None
+    } else {
+        zstd::bulk::compress(content, 1).ok()
+    };
     let (marker, bytes) = match &packed {
         Some(p) if p.len() < content.len() => (1, p.as_slice()),
         _ => (0, content),
@@ -28,7 +32,11 @@ pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
     let (marker, rest) = stored.split_first()?;
     let (sum, bytes) = rest.split_at_checked(8)?;
     // 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
-    let content = if *marker == 1 { zstd::bulk::decompress(bytes, 17 << 20).ok()? } else { bytes.to_vec() };
+    let content = if *marker == 1 {
+        zstd::bulk::decompress(bytes, 17 << 20).ok()?
+    } else {
+        bytes.to_vec()
+    };
     (xxhash_rust::xxh3::xxh3_64(&content).to_le_bytes() == *sum).then_some(content)
 }
 
@@ -83,28 +91,35 @@ pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Resul
 
 /// The undecided intent of a key.
 pub fn get_intent(c: &Connection, key: &Key) -> rusqlite::Result<Option<Intent>> {
-    c.prepare_cached("SELECT side, new, base_after, after_is_new, fields, epoch FROM intents WHERE key = ?")?
-        .query_row([key.as_bytes()], |r| {
-            let body = |i: usize| -> rusqlite::Result<Option<Vec<u8>>> {
-                Ok(r.get_ref(i)?.as_blob_or_null()?.and_then(decode))
-            };
-            let new = body(1)?;
-            let base_after = if r.get(3)? { new.clone() } else { body(2)? };
-            let fields: Option<Vec<u8>> = r.get(4)?;
-            Ok(Intent {
-                side: if r.get::<_, i64>(0)? == 0 { Side::Local } else { Side::Remote },
-                new,
-                base_after,
-                fields: fields.map(|f| f.split(|b| *b == 0).map(<[u8]>::to_vec).collect()),
-                epoch: r.get(5)?,
-            })
+    c.prepare_cached(
+        "SELECT side, new, base_after, after_is_new, fields, epoch FROM intents WHERE key = ?",
+    )?
+    .query_row([key.as_bytes()], |r| {
+        let body = |i: usize| -> rusqlite::Result<Option<Vec<u8>>> {
+            Ok(r.get_ref(i)?.as_blob_or_null()?.and_then(decode))
+        };
+        let new = body(1)?;
+        let base_after = if r.get(3)? { new.clone() } else { body(2)? };
+        let fields: Option<Vec<u8>> = r.get(4)?;
+        Ok(Intent {
+            side: if r.get::<_, i64>(0)? == 0 {
+                Side::Local
+            } else {
+                Side::Remote
+            },
+            new,
+            base_after,
+            fields: fields.map(|f| f.split(|b| *b == 0).map(<[u8]>::to_vec).collect()),
+            epoch: r.get(5)?,
         })
-        .optional()
+    })
+    .optional()
 }
 
 /// Forgets the intent of a key: it was decided.
 pub fn drop_intent(c: &Connection, key: &Key) -> rusqlite::Result<()> {
-    c.prepare_cached("DELETE FROM intents WHERE key = ?")?.execute([key.as_bytes()])?;
+    c.prepare_cached("DELETE FROM intents WHERE key = ?")?
+        .execute([key.as_bytes()])?;
     Ok(())
 }
 
@@ -112,13 +127,21 @@ pub fn drop_intent(c: &Connection, key: &Key) -> rusqlite::Result<()> {
 pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<(Option<Vec<u8>>, i64)> {
     let row = c
         .prepare_cached("SELECT body, echo FROM base WHERE key = ?")?
-        .query_row([key.as_bytes()], |r| Ok((decode(r.get_ref(0)?.as_blob()?), r.get(1)?)))
+        .query_row([key.as_bytes()], |r| {
+            Ok((decode(r.get_ref(0)?.as_blob()?), r.get(1)?))
+        })
         .optional()?;
     Ok(row.unwrap_or((None, 0)))
 }
 
 /// Sets base; `None` removes it. `echo` replaces the bits under `mask`.
-pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>, echo: i64, mask: i64) -> rusqlite::Result<()> {
+pub fn put(
+    c: &Connection,
+    key: &Key,
+    content: Option<&[u8]>,
+    echo: i64,
+    mask: i64,
+) -> rusqlite::Result<()> {
     match content {
         Some(content) => c
             .prepare_cached(

@@ -31,7 +31,9 @@ pub enum StoreError {
     )]
     Locked(PathBuf),
     /// The directory can't be used.
-    #[error("state directory {path} can't be used: {source}; create it and give it to the user that runs sangam")]
+    #[error(
+        "state directory {path} can't be used: {source}; create it and give it to the user that runs sangam"
+    )]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -39,7 +41,9 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The file was written by a later version.
-    #[error("{path} was written by a newer sangam (format {found}, this one knows {known}); install that version again")]
+    #[error(
+        "{path} was written by a newer sangam (format {found}, this one knows {known}); install that version again"
+    )]
     Newer {
         /// The file.
         path: PathBuf,
@@ -99,7 +103,10 @@ const GROUP: usize = 64;
 impl Store {
     /// Opens or makes the store in `dir`.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let unusable = |source| StoreError::Directory { path: dir.to_owned(), source };
+        let unusable = |source| StoreError::Directory {
+            path: dir.to_owned(),
+            source,
+        };
         std::fs::create_dir_all(dir).map_err(unusable)?;
         restrict(dir, 0o700).map_err(unusable)?;
         let lock = File::options()
@@ -108,7 +115,8 @@ impl Store {
             .write(true)
             .open(dir.join("sangam.lock"))
             .map_err(unusable)?;
-        lock.try_lock().map_err(|_| StoreError::Locked(dir.to_owned()))?;
+        lock.try_lock()
+            .map_err(|_| StoreError::Locked(dir.to_owned()))?;
         let path = dir.join("sangam.db");
         let mut put_aside = None;
         let conn = match schema::open(&path) {
@@ -126,8 +134,20 @@ impl Store {
         )?;
         let namespaces = Mutex::new(queue::Namespaces::load(&conn)?);
         let (jobs, inbox) = mpsc::channel();
-        std::thread::Builder::new().name("store".into()).spawn(move || serve(conn, &inbox)).map_err(unusable)?;
-        Ok(Self { jobs, inner: Arc::new(Inner { path, epoch, put_aside, namespaces, _lock: lock }) })
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || serve(conn, &inbox))
+            .map_err(unusable)?;
+        Ok(Self {
+            jobs,
+            inner: Arc::new(Inner {
+                path,
+                epoch,
+                put_aside,
+                namespaces,
+                _lock: lock,
+            }),
+        })
     }
 
     /// Number of this run of the daemon.
@@ -189,20 +209,30 @@ impl Store {
     }
 
     /// Keeps a value under a name.
-    pub async fn set_meta<T: rusqlite::ToSql + Send + 'static>(&self, name: &str, value: T) -> Result<(), StoreError> {
+    pub async fn set_meta<T: rusqlite::ToSql + Send + 'static>(
+        &self,
+        name: &str,
+        value: T,
+    ) -> Result<(), StoreError> {
         let name = name.to_owned();
         self.call(move |c| set_meta(c, &name, value)).await
     }
 }
 
 /// A value kept under a name, inside a call.
-pub fn get_meta<T: rusqlite::types::FromSql>(c: &Connection, name: &str) -> rusqlite::Result<Option<T>> {
-    c.prepare_cached("SELECT v FROM meta WHERE k = ?")?.query_row([name], |r| r.get(0)).optional()
+pub fn get_meta<T: rusqlite::types::FromSql>(
+    c: &Connection,
+    name: &str,
+) -> rusqlite::Result<Option<T>> {
+    c.prepare_cached("SELECT v FROM meta WHERE k = ?")?
+        .query_row([name], |r| r.get(0))
+        .optional()
 }
 
 /// Keeps a value under a name, inside a call.
 pub fn set_meta(c: &Connection, name: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO meta(k, v) VALUES(?, ?)")?.execute(rusqlite::params![name, value])?;
+    c.prepare_cached("INSERT OR REPLACE INTO meta(k, v) VALUES(?, ?)")?
+        .execute(rusqlite::params![name, value])?;
     Ok(())
 }
 
@@ -257,8 +287,12 @@ fn serve(conn: Connection, jobs: &mpsc::Receiver<Job>) {
 
 fn copy_error(e: &rusqlite::Error) -> rusqlite::Error {
     match e {
-        rusqlite::Error::SqliteFailure(code, text) => rusqlite::Error::SqliteFailure(*code, text.clone()),
-        other => rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(1), Some(other.to_string())),
+        rusqlite::Error::SqliteFailure(code, text) => {
+            rusqlite::Error::SqliteFailure(*code, text.clone())
+        }
+        other => {
+            rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(1), Some(other.to_string()))
+        }
     }
 }
 
@@ -275,7 +309,10 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     for ext in ["db-wal", "db-shm"] {
         let companion = path.with_extension(ext);
         if companion.exists() {
-            std::fs::rename(&companion, aside.with_extension(format!("damaged-{stamp}-{}", &ext[3..])))?;
+            std::fs::rename(
+                &companion,
+                aside.with_extension(format!("damaged-{stamp}-{}", &ext[3..])),
+            )?;
         }
     }
     let mark = schema::suspect_mark(path);

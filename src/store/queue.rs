@@ -40,10 +40,15 @@ impl super::Store {
         let wanted = name.clone();
         let n: u32 = self
             .call(move |c| {
-                c.execute("INSERT OR IGNORE INTO namespaces(db, coll) VALUES(?, ?)", params![wanted.0, wanted.1])?;
-                c.query_row("SELECT n FROM namespaces WHERE db = ? AND coll = ?", params![wanted.0, wanted.1], |r| {
-                    r.get(0)
-                })
+                c.execute(
+                    "INSERT OR IGNORE INTO namespaces(db, coll) VALUES(?, ?)",
+                    params![wanted.0, wanted.1],
+                )?;
+                c.query_row(
+                    "SELECT n FROM namespaces WHERE db = ? AND coll = ?",
+                    params![wanted.0, wanted.1],
+                    |r| r.get(0),
+                )
             })
             .await?;
         let mut all = self.lock_namespaces();
@@ -58,7 +63,10 @@ impl super::Store {
     }
 
     fn lock_namespaces(&self) -> std::sync::MutexGuard<'_, Namespaces> {
-        self.inner.namespaces.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner
+            .namespaces
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -97,7 +105,13 @@ pub fn enqueue(c: &Connection, of: Side, changes: &[Change], at: i64) -> rusqlit
         table(of)
     ))?;
     for (seq, change) in (last - count + 1..).zip(changes) {
-        insert.execute(params![change.key.as_bytes(), change.id.to_bytes(), seq, change.hint, at])?;
+        insert.execute(params![
+            change.key.as_bytes(),
+            change.id.to_bytes(),
+            seq,
+            change.hint,
+            at
+        ])?;
     }
     Ok(())
 }
@@ -106,7 +120,12 @@ pub fn enqueue(c: &Connection, of: Side, changes: &[Change], at: i64) -> rusqlit
 ///
 /// Sound because the queue row is evaluated alone (several events of a key merge to "look") and
 /// while no write of the key is under way: a state that differs from base later has a later event.
-pub fn is_echo(hint: &[u8], base: Option<&[u8]>, owed_insert: bool, sync_fields: &[String]) -> bool {
+pub fn is_echo(
+    hint: &[u8],
+    base: Option<&[u8]>,
+    owed_insert: bool,
+    sync_fields: &[String],
+) -> bool {
     match (hint.split_first(), base) {
         (Some((b'd', _)), None) => true,
         (Some((b'i', _)), Some(_)) => owed_insert,
@@ -122,8 +141,9 @@ pub fn only_sync_fields(description: &[u8], sync_fields: &[String]) -> bool {
         let Ok(part) = part else { return false };
         match part.name {
             b"updatedFields" => raw::elements(part.value).all(|e| e.is_ok_and(|e| is_sync(e.name))),
-            b"removedFields" => raw::elements(part.value)
-                .all(|e| e.is_ok_and(|e| raw::text(&e).is_some_and(|name| is_sync(name.as_bytes())))),
+            b"removedFields" => raw::elements(part.value).all(|e| {
+                e.is_ok_and(|e| raw::text(&e).is_some_and(|name| is_sync(name.as_bytes())))
+            }),
             _ => raw::elements(part.value).next().is_none(),
         }
     })
@@ -137,13 +157,16 @@ fn update_is_in(description: &[u8], base: &[u8], sync_fields: &[String]) -> bool
             b"updatedFields" => raw::elements(part.value).all(|e| {
                 // A dotted name is either a path or a name with a dot: look at the document then.
                 e.is_ok_and(|e| {
-                    is_sync(e.name) || raw::get(base, e.name).is_some_and(|b| b.whole == e.whole && !e.name.contains(&b'.'))
+                    is_sync(e.name)
+                        || raw::get(base, e.name)
+                            .is_some_and(|b| b.whole == e.whole && !e.name.contains(&b'.'))
                 })
             }),
             b"removedFields" => raw::elements(part.value).all(|e| {
                 e.is_ok_and(|e| {
                     raw::text(&e).is_some_and(|n| {
-                        is_sync(n.as_bytes()) || (!n.contains('.') && raw::get(base, n.as_bytes()).is_none())
+                        is_sync(n.as_bytes())
+                            || (!n.contains('.') && raw::get(base, n.as_bytes()).is_none())
                     })
                 })
             }),
@@ -200,7 +223,11 @@ pub struct Claim {
 
 /// Claims the next keys of a queue that are not `busy`, drops rows that are only echoes, and tells
 /// where the next claim continues: `None` at the end of the queue. The claimed keys are added to `busy`.
-pub fn claim(c: &Connection, what: &Claim, busy: &mut HashSet<Key>) -> rusqlite::Result<(Vec<Work>, Option<i64>)> {
+pub fn claim(
+    c: &Connection,
+    what: &Claim,
+    busy: &mut HashSet<Key>,
+) -> rusqlite::Result<(Vec<Work>, Option<i64>)> {
     let mut works = Vec::new();
     let mut at = what.after;
     // Rows passed over cost little, but a claim must end: the thread serves others too.
@@ -225,7 +252,11 @@ pub fn claim(c: &Connection, what: &Claim, busy: &mut HashSet<Key>) -> rusqlite:
         {
             continue;
         }
-        let row = Row { seq: r.get(3)?, attempts: r.get(5)?, at: r.get(6)? };
+        let row = Row {
+            seq: r.get(3)?,
+            attempts: r.get(5)?,
+            at: r.get(6)?,
+        };
         let (content, echo) = base::get(c, &key)?;
         let intent = base::get_intent(c, &key)?;
         let other = get_row(c, what.of.other(), &key)?;
@@ -233,9 +264,15 @@ pub fn claim(c: &Connection, what: &Claim, busy: &mut HashSet<Key>) -> rusqlite:
         if let Some(hint) = hint
             && intent.is_none()
             && other.is_none()
-            && is_echo(hint, content.as_deref(), echo & base::echo_bit(what.of) != 0, &what.sync_fields)
+            && is_echo(
+                hint,
+                content.as_deref(),
+                echo & base::echo_bit(what.of) != 0,
+                &what.sync_fields,
+            )
         {
-            c.prepare_cached(&format!("DELETE FROM {} WHERE key = ?", table(what.of)))?.execute([key.as_bytes()])?;
+            c.prepare_cached(&format!("DELETE FROM {} WHERE key = ?", table(what.of)))?
+                .execute([key.as_bytes()])?;
             if hint.first() == Some(&b'i') {
                 c.prepare_cached("UPDATE base SET echo = echo & ~? WHERE key = ?")?
                     .execute(params![base::echo_bit(what.of), key.as_bytes()])?;
@@ -248,7 +285,14 @@ pub fn claim(c: &Connection, what: &Claim, busy: &mut HashSet<Key>) -> rusqlite:
             Side::Remote => (other, Some(row)),
         };
         busy.insert(key.clone());
-        works.push(Work { key, id, outbox, inbox, base: content, intent });
+        works.push(Work {
+            key,
+            id,
+            outbox,
+            inbox,
+            base: content,
+            intent,
+        });
     }
     let end = if budget == 0 { Some(at) } else { None };
     Ok((works, end))
@@ -256,20 +300,39 @@ pub fn claim(c: &Connection, what: &Claim, busy: &mut HashSet<Key>) -> rusqlite:
 
 /// The row of a key, if it is queued.
 pub fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<Row>> {
-    c.prepare_cached(&format!("SELECT seq, attempts, at FROM {} WHERE key = ?", table(of)))?
-        .query_row([key.as_bytes()], |r| Ok(Row { seq: r.get(0)?, attempts: r.get(1)?, at: r.get(2)? }))
-        .optional()
+    c.prepare_cached(&format!(
+        "SELECT seq, attempts, at FROM {} WHERE key = ?",
+        table(of)
+    ))?
+    .query_row([key.as_bytes()], |r| {
+        Ok(Row {
+            seq: r.get(0)?,
+            attempts: r.get(1)?,
+            at: r.get(2)?,
+        })
+    })
+    .optional()
 }
 
 /// Takes a row out if it is still the one that was claimed (R2).
 pub fn remove(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<()> {
-    c.prepare_cached(&format!("DELETE FROM {} WHERE key = ? AND seq = ?", table(of)))?
-        .execute(params![key.as_bytes(), seq])?;
+    c.prepare_cached(&format!(
+        "DELETE FROM {} WHERE key = ? AND seq = ?",
+        table(of)
+    ))?
+    .execute(params![key.as_bytes(), seq])?;
     Ok(())
 }
 
 /// Puts a row back for a later try, with a reason.
-pub fn defer(c: &Connection, of: Side, key: &Key, next_at: i64, attempt: bool, reason: Option<&str>) -> rusqlite::Result<()> {
+pub fn defer(
+    c: &Connection,
+    of: Side,
+    key: &Key,
+    next_at: i64,
+    attempt: bool,
+    reason: Option<&str>,
+) -> rusqlite::Result<()> {
     c.prepare_cached(&format!(
         "UPDATE {} SET next_at = ?, attempts = attempts + ?, reason = ? WHERE key = ?",
         table(of)
@@ -279,17 +342,35 @@ pub fn defer(c: &Connection, of: Side, key: &Key, next_at: i64, attempt: bool, r
 }
 
 /// Holds a row that is still the one that was claimed: `conflict` or `failed`, with a reason (R19).
-pub fn hold(c: &Connection, of: Side, key: &Key, seq: i64, held: &str, reason: &str) -> rusqlite::Result<()> {
-    c.prepare_cached(&format!("UPDATE {} SET held = ?, reason = ? WHERE key = ? AND seq = ?", table(of)))?
-        .execute(params![held, reason, key.as_bytes(), seq])?;
+pub fn hold(
+    c: &Connection,
+    of: Side,
+    key: &Key,
+    seq: i64,
+    held: &str,
+    reason: &str,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(&format!(
+        "UPDATE {} SET held = ?, reason = ? WHERE key = ? AND seq = ?",
+        table(of)
+    ))?
+    .execute(params![held, reason, key.as_bytes(), seq])?;
     Ok(())
 }
 
 /// Makes everything ready now; `failed` rows get another round of tries.
 pub fn retry_all(c: &Connection) -> rusqlite::Result<()> {
     for table in ["outbox", "inbox"] {
-        c.execute(&format!("UPDATE {table} SET next_at = 0 WHERE next_at > 0"), [])?;
-        c.execute(&format!("UPDATE {table} SET held = NULL, attempts = 0, reason = NULL WHERE held = 'failed'"), [])?;
+        c.execute(
+            &format!("UPDATE {table} SET next_at = 0 WHERE next_at > 0"),
+            [],
+        )?;
+        c.execute(
+            &format!(
+                "UPDATE {table} SET held = NULL, attempts = 0, reason = NULL WHERE held = 'failed'"
+            ),
+            [],
+        )?;
     }
     Ok(())
 }
@@ -311,15 +392,21 @@ pub struct Counts {
 pub fn counts(c: &Connection, of: Side) -> rusqlite::Result<Counts> {
     let t = table(of);
     let held = |what: &str| -> rusqlite::Result<u64> {
-        c.prepare_cached(&format!("SELECT count(*) FROM {t} WHERE held = ? AND held IS NOT NULL"))?
-            .query_row([what], |r| r.get(0))
+        c.prepare_cached(&format!(
+            "SELECT count(*) FROM {t} WHERE held = ? AND held IS NOT NULL"
+        ))?
+        .query_row([what], |r| r.get(0))
     };
     Ok(Counts {
-        all: c.prepare_cached(&format!("SELECT count(*) FROM {t}"))?.query_row([], |r| r.get(0))?,
+        all: c
+            .prepare_cached(&format!("SELECT count(*) FROM {t}"))?
+            .query_row([], |r| r.get(0))?,
         conflict: held("conflict")?,
         failed: held("failed")?,
         oldest: c
-            .prepare_cached(&format!("SELECT at FROM {t} WHERE held IS NULL ORDER BY pos LIMIT 1"))?
+            .prepare_cached(&format!(
+                "SELECT at FROM {t} WHERE held IS NULL ORDER BY pos LIMIT 1"
+            ))?
             .query_row([], |r| r.get(0))
             .optional()?,
     })
@@ -332,10 +419,14 @@ pub fn ready_up_to(c: &Connection, seq: i64, only: &[u32], never: &[u32]) -> rus
     for table in ["outbox", "inbox"] {
         if only.is_empty() && never.is_empty() {
             total += c
-                .prepare_cached(&format!("SELECT count(*) FROM {table} WHERE held IS NULL AND seq <= ?"))?
+                .prepare_cached(&format!(
+                    "SELECT count(*) FROM {table} WHERE held IS NULL AND seq <= ?"
+                ))?
                 .query_row([seq], |r| r.get::<_, u64>(0))?;
         } else {
-            let mut rows = c.prepare_cached(&format!("SELECT key FROM {table} WHERE held IS NULL AND seq <= ?"))?;
+            let mut rows = c.prepare_cached(&format!(
+                "SELECT key FROM {table} WHERE held IS NULL AND seq <= ?"
+            ))?;
             for key in rows.query_map([seq], |r| r.get(0))? {
                 let ns = Key::from_bytes(key?).ns();
                 total += u64::from((only.is_empty() || only.contains(&ns)) && !never.contains(&ns));
@@ -352,8 +443,10 @@ pub type Listed = (Side, Key, Id, i64, Option<String>, Option<String>);
 pub fn list(c: &Connection, limit: u32) -> rusqlite::Result<Vec<Listed>> {
     let mut all = Vec::new();
     for of in [Side::Local, Side::Remote] {
-        let mut rows =
-            c.prepare_cached(&format!("SELECT key, id, at, held, reason FROM {} ORDER BY pos LIMIT ?", table(of)))?;
+        let mut rows = c.prepare_cached(&format!(
+            "SELECT key, id, at, held, reason FROM {} ORDER BY pos LIMIT ?",
+            table(of)
+        ))?;
         for row in rows.query_map([limit], |r| {
             Ok((
                 of,

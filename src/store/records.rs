@@ -6,7 +6,8 @@ use crate::key::{Id, Key};
 
 /// Puts a record on its way: in `coll` of the local database the record `id` gets the fields of `doc`.
 pub fn put_record(c: &Connection, coll: &str, id: &[u8; 12], doc: &[u8]) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT INTO records(id, coll, doc) VALUES(?,?,?)")?.execute(params![id, coll, doc])?;
+    c.prepare_cached("INSERT INTO records(id, coll, doc) VALUES(?,?,?)")?
+        .execute(params![id, coll, doc])?;
     Ok(())
 }
 
@@ -26,13 +27,21 @@ pub struct Waiting {
 /// The records that have waited longest.
 pub fn waiting_records(c: &Connection, limit: u32) -> rusqlite::Result<Vec<Waiting>> {
     c.prepare_cached("SELECT n, id, coll, doc FROM records ORDER BY n LIMIT ?")?
-        .query_map([limit], |r| Ok(Waiting { n: r.get(0)?, id: r.get(1)?, coll: r.get(2)?, doc: r.get(3)? }))?
+        .query_map([limit], |r| {
+            Ok(Waiting {
+                n: r.get(0)?,
+                id: r.get(1)?,
+                coll: r.get(2)?,
+                doc: r.get(3)?,
+            })
+        })?
         .collect()
 }
 
 /// Forgets a record that was written.
 pub fn drop_record(c: &Connection, n: i64) -> rusqlite::Result<()> {
-    c.prepare_cached("DELETE FROM records WHERE n = ?")?.execute([n])?;
+    c.prepare_cached("DELETE FROM records WHERE n = ?")?
+        .execute([n])?;
     Ok(())
 }
 
@@ -52,22 +61,38 @@ pub fn open_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<OpenC
     c.prepare_cached("SELECT conflict, kind, other FROM open_conflicts WHERE key = ?")?
         .query_row([key.as_bytes()], |r| {
             let other: Option<Vec<u8>> = r.get(2)?;
-            Ok(OpenConflict { id: r.get(0)?, kind: r.get(1)?, other: other.map(Key::from_bytes) })
+            Ok(OpenConflict {
+                id: r.get(0)?,
+                kind: r.get(1)?,
+                other: other.map(Key::from_bytes),
+            })
         })
         .optional()
 }
 
 /// Notes that a key waits on a conflict.
-pub fn put_open_conflict(c: &Connection, key: &Key, conflict: &OpenConflict) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT OR REPLACE INTO open_conflicts(key, conflict, kind, other) VALUES(?,?,?,?)")?.execute(
-        params![key.as_bytes(), conflict.id, conflict.kind, conflict.other.as_ref().map(Key::as_bytes)],
-    )?;
+pub fn put_open_conflict(
+    c: &Connection,
+    key: &Key,
+    conflict: &OpenConflict,
+) -> rusqlite::Result<()> {
+    c.prepare_cached(
+        "INSERT OR REPLACE INTO open_conflicts(key, conflict, kind, other) VALUES(?,?,?,?)",
+    )?
+    .execute(params![
+        key.as_bytes(),
+        conflict.id,
+        conflict.kind,
+        conflict.other.as_ref().map(Key::as_bytes)
+    ])?;
     Ok(())
 }
 
 /// Closes the conflict of a key and frees all keys that wait on it. Its record's id, if there was one.
 pub fn close_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<[u8; 12]>> {
-    let Some(OpenConflict { id, .. }) = open_conflict(c, key)? else { return Ok(None) };
+    let Some(OpenConflict { id, .. }) = open_conflict(c, key)? else {
+        return Ok(None);
+    };
     for table in ["outbox", "inbox"] {
         c.prepare_cached(&format!(
             "UPDATE {table} SET held = NULL, reason = NULL, next_at = 0, attempts = 0 WHERE held = 'conflict'
@@ -75,38 +100,53 @@ pub fn close_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<[u8;
         ))?
         .execute([id])?;
     }
-    c.prepare_cached("DELETE FROM open_conflicts WHERE conflict = ?")?.execute([id])?;
+    c.prepare_cached("DELETE FROM open_conflicts WHERE conflict = ?")?
+        .execute([id])?;
     Ok(Some(id))
 }
 
 /// Number of conflicts that are open.
 pub fn count_open(c: &Connection) -> rusqlite::Result<u64> {
-    c.query_row("SELECT count(DISTINCT conflict) FROM open_conflicts", [], |r| r.get(0))
+    c.query_row(
+        "SELECT count(DISTINCT conflict) FROM open_conflicts",
+        [],
+        |r| r.get(0),
+    )
 }
 
 /// Marks a document whose sync fields have to be brought up to date.
 pub fn put_stamp(c: &Connection, key: &Key, id: &Id) -> rusqlite::Result<()> {
-    c.prepare_cached("INSERT INTO stamps(key, id) VALUES(?,?) ON CONFLICT(key) DO UPDATE SET gen = gen + 1")?
-        .execute(params![key.as_bytes(), id.to_bytes()])?;
+    c.prepare_cached(
+        "INSERT INTO stamps(key, id) VALUES(?,?) ON CONFLICT(key) DO UPDATE SET gen = gen + 1",
+    )?
+    .execute(params![key.as_bytes(), id.to_bytes()])?;
     Ok(())
 }
 
 /// Marks every document of the outbox: they are pending for longer than usual.
 pub fn stamp_outbox(c: &Connection) -> rusqlite::Result<usize> {
-    c.execute("INSERT OR IGNORE INTO stamps(key, id) SELECT key, id FROM outbox", [])
+    c.execute(
+        "INSERT OR IGNORE INTO stamps(key, id) SELECT key, id FROM outbox",
+        [],
+    )
 }
 
 /// Some documents whose sync fields are due: key, `_id`, number of the request.
 pub fn due_stamps(c: &Connection, limit: u32) -> rusqlite::Result<Vec<(Key, Id, i64)>> {
     c.prepare_cached("SELECT key, id, gen FROM stamps LIMIT ?")?
         .query_map([limit], |r| {
-            Ok((Key::from_bytes(r.get(0)?), Id::from_bytes(r.get_ref(1)?.as_blob()?), r.get(2)?))
+            Ok((
+                Key::from_bytes(r.get(0)?),
+                Id::from_bytes(r.get_ref(1)?.as_blob()?),
+                r.get(2)?,
+            ))
         })?
         .collect()
 }
 
 /// Forgets a stamp request unless it was asked for again since.
 pub fn drop_stamp(c: &Connection, key: &Key, request: i64) -> rusqlite::Result<()> {
-    c.prepare_cached("DELETE FROM stamps WHERE key = ? AND gen = ?")?.execute(params![key.as_bytes(), request])?;
+    c.prepare_cached("DELETE FROM stamps WHERE key = ? AND gen = ?")?
+        .execute(params![key.as_bytes(), request])?;
     Ok(())
 }

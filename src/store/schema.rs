@@ -63,10 +63,18 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     let found: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
     match found {
         0 => conn
-            .execute_batch(&format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version={FORMAT}; COMMIT;"))
+            .execute_batch(&format!(
+                "BEGIN IMMEDIATE; {TABLES} PRAGMA user_version={FORMAT}; COMMIT;"
+            ))
             .map_err(StoreError::from)?,
         FORMAT => {}
-        found => return Err(StoreError::Newer { path: path.to_owned(), found, known: FORMAT }),
+        found => {
+            return Err(StoreError::Newer {
+                path: path.to_owned(),
+                found,
+                known: FORMAT,
+            });
+        }
     }
     check(&mut conn, suspect_mark(path).exists())?;
     Ok(conn)
@@ -75,14 +83,23 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
 /// Looks for damage: for a second at most, or for as long as it takes after a damaged read.
 fn check(conn: &mut Connection, thorough: bool) -> Result<(), StoreError> {
     let began = Instant::now();
-    conn.progress_handler(100_000, Some(move || !thorough && began.elapsed() > Duration::from_secs(1)))?;
+    conn.progress_handler(
+        100_000,
+        Some(move || !thorough && began.elapsed() > Duration::from_secs(1)),
+    )?;
     let verdict = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get::<_, String>(0));
     conn.progress_handler(0, None::<fn() -> bool>)?;
     match verdict {
         Ok(text) if text == "ok" => Ok(()),
-        Ok(text) => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), Some(text)).into()),
+        Ok(text) => {
+            Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), Some(text)).into())
+        }
         // Out of time: no damage in what was seen; every row of base carries its own checksum.
-        Err(rusqlite::Error::SqliteFailure(e, _)) if e.code == rusqlite::ErrorCode::OperationInterrupted => Ok(()),
+        Err(rusqlite::Error::SqliteFailure(e, _))
+            if e.code == rusqlite::ErrorCode::OperationInterrupted =>
+        {
+            Ok(())
+        }
         Err(e) => Err(e.into()),
     }
 }

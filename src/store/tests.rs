@@ -13,24 +13,53 @@ use crate::key::{Id, Key};
 fn change(n: i32, hint: Option<&[u8]>) -> Change {
     let raw = doc! {"_id": n}.to_vec().unwrap();
     let id = Id::of(&raw).unwrap();
-    Change { key: Key::new(1, &id), id, hint: hint.map(<[u8]>::to_vec) }
+    Change {
+        key: Key::new(1, &id),
+        id,
+        hint: hint.map(<[u8]>::to_vec),
+    }
 }
 
 fn claim_all(of: Side) -> Claim {
-    Claim { of, after: 0, limit: 100, now: 1_000, only: vec![], never: HashSet::new(), sync_fields: vec!["syncedAt".into()] }
+    Claim {
+        of,
+        after: 0,
+        limit: 100,
+        now: 1_000,
+        only: vec![],
+        never: HashSet::new(),
+        sync_fields: vec!["syncedAt".into()],
+    }
 }
 
 async fn claimed(store: &Store, of: Side) -> Vec<queue::Work> {
-    store.call(move |c| queue::claim(c, &claim_all(of), &mut HashSet::new())).await.unwrap().0
+    store
+        .call(move |c| queue::claim(c, &claim_all(of), &mut HashSet::new()))
+        .await
+        .unwrap()
+        .0
 }
 
 #[tokio::test]
 async fn a_key_changed_often_is_one_row_in_the_order_of_its_first_change() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    store.call(|c| queue::enqueue(c, Side::Local, &[change(1, None), change(2, None), change(1, None)], 5)).await.unwrap();
+    store
+        .call(|c| {
+            queue::enqueue(
+                c,
+                Side::Local,
+                &[change(1, None), change(2, None), change(1, None)],
+                5,
+            )
+        })
+        .await
+        .unwrap();
     let works = claimed(&store, Side::Local).await;
-    assert_eq!(works.iter().map(|w| w.key.clone()).collect::<Vec<_>>(), [change(1, None).key, change(2, None).key]);
+    assert_eq!(
+        works.iter().map(|w| w.key.clone()).collect::<Vec<_>>(),
+        [change(1, None).key, change(2, None).key]
+    );
     assert_eq!(works[0].outbox.as_ref().unwrap().seq, 3);
 }
 
@@ -40,20 +69,50 @@ async fn r2_a_key_made_dirty_in_flight_stays_and_numbers_are_never_reused() {
     let key = change(1, None).key;
     let seq = {
         let store = Store::open(dir.path()).unwrap();
-        store.call(|c| queue::enqueue(c, Side::Local, &[change(1, None)], 5)).await.unwrap();
-        let seq = claimed(&store, Side::Local).await[0].outbox.as_ref().unwrap().seq;
-        store.call(|c| queue::enqueue(c, Side::Local, &[change(1, None)], 6)).await.unwrap();
+        store
+            .call(|c| queue::enqueue(c, Side::Local, &[change(1, None)], 5))
+            .await
+            .unwrap();
+        let seq = claimed(&store, Side::Local).await[0]
+            .outbox
+            .as_ref()
+            .unwrap()
+            .seq;
+        store
+            .call(|c| queue::enqueue(c, Side::Local, &[change(1, None)], 6))
+            .await
+            .unwrap();
         let k = key.clone();
-        store.call(move |c| queue::remove(c, Side::Local, &k, seq)).await.unwrap();
-        assert_eq!(claimed(&store, Side::Local).await.len(), 1, "the second change is still there");
+        store
+            .call(move |c| queue::remove(c, Side::Local, &k, seq))
+            .await
+            .unwrap();
+        assert_eq!(
+            claimed(&store, Side::Local).await.len(),
+            1,
+            "the second change is still there"
+        );
         let k = key.clone();
-        store.call(move |c| queue::remove(c, Side::Local, &k, seq + 1)).await.unwrap();
+        store
+            .call(move |c| queue::remove(c, Side::Local, &k, seq + 1))
+            .await
+            .unwrap();
         assert!(claimed(&store, Side::Local).await.is_empty());
         seq + 1
     };
     let store = reopen(dir.path());
-    store.call(|c| queue::enqueue(c, Side::Local, &[change(1, None)], 5)).await.unwrap();
-    assert!(claimed(&store, Side::Local).await[0].outbox.as_ref().unwrap().seq > seq);
+    store
+        .call(|c| queue::enqueue(c, Side::Local, &[change(1, None)], 5))
+        .await
+        .unwrap();
+    assert!(
+        claimed(&store, Side::Local).await[0]
+            .outbox
+            .as_ref()
+            .unwrap()
+            .seq
+            > seq
+    );
 }
 
 fn reopen(dir: &Path) -> Store {
@@ -72,46 +131,115 @@ async fn echoes_leave_without_a_look_at_the_document() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     let mut update = b"u".to_vec();
-    update.extend(doc! {"updatedFields": {"a": 2, "syncedAt": 1}, "removedFields": [], "truncatedArrays": []}.to_vec().unwrap());
+    update.extend(
+        doc! {"updatedFields": {"a": 2, "syncedAt": 1}, "removedFields": [], "truncatedArrays": []}
+            .to_vec()
+            .unwrap(),
+    );
     let mut news = b"u".to_vec();
-    news.extend(doc! {"updatedFields": {"a": 3}, "removedFields": []}.to_vec().unwrap());
+    news.extend(
+        doc! {"updatedFields": {"a": 3}, "removedFields": []}
+            .to_vec()
+            .unwrap(),
+    );
     let content = doc! {"_id": 1, "a": 2}.to_vec().unwrap();
     let c1 = content.clone();
-    store.call(move |c| base::put(c, &change(1, None).key, Some(&c1), 2, 3)).await.unwrap();
-    let queue_one = |hint: Vec<u8>| store.call(move |c| queue::enqueue(c, Side::Remote, &[change(1, Some(&hint))], 5));
+    store
+        .call(move |c| base::put(c, &change(1, None).key, Some(&c1), 2, 3))
+        .await
+        .unwrap();
+    let queue_one = |hint: Vec<u8>| {
+        store.call(move |c| queue::enqueue(c, Side::Remote, &[change(1, Some(&hint))], 5))
+    };
 
     queue_one(update.clone()).await.unwrap();
-    assert!(claimed(&store, Side::Remote).await.is_empty(), "what it says is in base");
+    assert!(
+        claimed(&store, Side::Remote).await.is_empty(),
+        "what it says is in base"
+    );
     queue_one(news).await.unwrap();
-    assert_eq!(claimed(&store, Side::Remote).await.len(), 1, "it says something new");
+    assert_eq!(
+        claimed(&store, Side::Remote).await.len(),
+        1,
+        "it says something new"
+    );
     queue_one(update.clone()).await.unwrap();
-    assert_eq!(claimed(&store, Side::Remote).await.len(), 1, "two events of a key: look at the document");
-    store.call(|c| c.execute("DELETE FROM inbox", [])).await.unwrap();
+    assert_eq!(
+        claimed(&store, Side::Remote).await.len(),
+        1,
+        "two events of a key: look at the document"
+    );
+    store
+        .call(|c| c.execute("DELETE FROM inbox", []))
+        .await
+        .unwrap();
     queue_one(b"i".to_vec()).await.unwrap();
-    assert!(claimed(&store, Side::Remote).await.is_empty(), "the insert event our create was owed");
+    assert!(
+        claimed(&store, Side::Remote).await.is_empty(),
+        "the insert event our create was owed"
+    );
     queue_one(b"i".to_vec()).await.unwrap();
-    assert_eq!(claimed(&store, Side::Remote).await.len(), 1, "owed once only");
-    store.call(|c| c.execute("DELETE FROM inbox", [])).await.unwrap();
+    assert_eq!(
+        claimed(&store, Side::Remote).await.len(),
+        1,
+        "owed once only"
+    );
+    store
+        .call(|c| c.execute("DELETE FROM inbox", []))
+        .await
+        .unwrap();
     queue_one(b"d".to_vec()).await.unwrap();
-    assert_eq!(claimed(&store, Side::Remote).await.len(), 1, "a deletion of what base has");
+    assert_eq!(
+        claimed(&store, Side::Remote).await.len(),
+        1,
+        "a deletion of what base has"
+    );
 }
 
 #[tokio::test]
 async fn r3_intents_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let body = |a: i32| doc! {"_id": 1, "a": a, "pad": "x".repeat(500)}.to_vec().unwrap();
+    let body = |a: i32| {
+        doc! {"_id": 1, "a": a, "pad": "x".repeat(500)}
+            .to_vec()
+            .unwrap()
+    };
     let intents = [
-        Intent { side: Side::Remote, new: Some(body(1)), base_after: Some(body(1)), fields: Some(vec![b"a".to_vec()]), epoch: 1 },
-        Intent { side: Side::Local, new: None, base_after: None, fields: None, epoch: 1 },
-        Intent { side: Side::Remote, new: Some(body(1)), base_after: None, fields: None, epoch: 1 },
+        Intent {
+            side: Side::Remote,
+            new: Some(body(1)),
+            base_after: Some(body(1)),
+            fields: Some(vec![b"a".to_vec()]),
+            epoch: 1,
+        },
+        Intent {
+            side: Side::Local,
+            new: None,
+            base_after: None,
+            fields: None,
+            epoch: 1,
+        },
+        Intent {
+            side: Side::Remote,
+            new: Some(body(1)),
+            base_after: None,
+            fields: None,
+            epoch: 1,
+        },
     ];
     for intent in intents {
         let store = reopen(dir.path());
         let i = intent.clone();
-        store.call(move |c| base::put_intent(c, &change(1, None).key, &i)).await.unwrap();
+        store
+            .call(move |c| base::put_intent(c, &change(1, None).key, &i))
+            .await
+            .unwrap();
         drop(store);
         let store = reopen(dir.path());
-        let read = store.call(|c| base::get_intent(c, &change(1, None).key)).await.unwrap();
+        let read = store
+            .call(|c| base::get_intent(c, &change(1, None).key))
+            .await
+            .unwrap();
         assert_eq!(read, Some(intent));
     }
 }
@@ -135,15 +263,27 @@ async fn a_failed_call_changes_nothing_and_harms_no_other() {
 fn a_second_daemon_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let _first = Store::open(dir.path()).unwrap();
-    assert!(matches!(Store::open(dir.path()), Err(StoreError::Locked(_))));
+    assert!(matches!(
+        Store::open(dir.path()),
+        Err(StoreError::Locked(_))
+    ));
 }
 
 #[tokio::test]
 async fn a_damaged_file_is_put_aside_and_named() {
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 3] = [
-        ("garbled head", |p| std::fs::write(p, b"this is no database at all").unwrap()),
-        ("cut", |p| File::options().write(true).open(p).unwrap().set_len(20_000).unwrap()),
+        ("garbled head", |p| {
+            std::fs::write(p, b"this is no database at all").unwrap()
+        }),
+        ("cut", |p| {
+            File::options()
+                .write(true)
+                .open(p)
+                .unwrap()
+                .set_len(20_000)
+                .unwrap()
+        }),
         ("garbled middle", |p| {
             let mut bytes = std::fs::read(p).unwrap();
             let n = bytes.len();
@@ -156,16 +296,35 @@ async fn a_damaged_file_is_put_aside_and_named() {
         let path = dir.path().join("sangam.db");
         let store = Store::open(dir.path()).unwrap();
         let many: Vec<_> = (0..5_000).map(|n| change(n, None)).collect();
-        store.call(move |c| queue::enqueue(c, Side::Local, &many, 5)).await.unwrap();
+        store
+            .call(move |c| queue::enqueue(c, Side::Local, &many, 5))
+            .await
+            .unwrap();
         drop(store);
         drop(reopen(dir.path()));
         std::thread::sleep(Duration::from_millis(50));
-        Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+        Connection::open(&path)
+            .unwrap()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
         damage(&path);
         let store = reopen(dir.path());
-        let aside = store.put_aside().unwrap_or_else(|| panic!("{what}: not noticed")).to_owned();
-        assert!(aside.exists() && aside.to_string_lossy().contains("damaged"), "{what}");
-        assert_eq!(store.call(|c| queue::counts(c, Side::Local)).await.unwrap().all, 0);
+        let aside = store
+            .put_aside()
+            .unwrap_or_else(|| panic!("{what}: not noticed"))
+            .to_owned();
+        assert!(
+            aside.exists() && aside.to_string_lossy().contains("damaged"),
+            "{what}"
+        );
+        assert_eq!(
+            store
+                .call(|c| queue::counts(c, Side::Local))
+                .await
+                .unwrap()
+                .all,
+            0
+        );
     }
 }
 
@@ -173,11 +332,16 @@ async fn a_damaged_file_is_put_aside_and_named() {
 fn a_newer_format_is_refused_with_its_remedy() {
     let dir = tempfile::tempdir().unwrap();
     drop(Store::open(dir.path()).unwrap());
-    Connection::open(dir.path().join("sangam.db")).unwrap().execute_batch("PRAGMA user_version=99").unwrap();
+    Connection::open(dir.path().join("sangam.db"))
+        .unwrap()
+        .execute_batch("PRAGMA user_version=99")
+        .unwrap();
     for _ in 0..200 {
         match Store::open(dir.path()) {
             Err(StoreError::Locked(_)) => std::thread::sleep(Duration::from_millis(5)),
-            Err(e @ StoreError::Newer { .. }) => return assert!(e.to_string().contains("newer sangam")),
+            Err(e @ StoreError::Newer { .. }) => {
+                return assert!(e.to_string().contains("newer sangam"));
+            }
             _ => panic!("opened a newer format"),
         }
     }
@@ -185,7 +349,9 @@ fn a_newer_format_is_refused_with_its_remedy() {
 
 #[test]
 fn damaged_rows_of_base_are_noticed() {
-    let content = doc! {"_id": 1, "text": "abc ".repeat(100)}.to_vec().unwrap();
+    let content = doc! {"_id": 1, "text": "abc ".repeat(100)}
+        .to_vec()
+        .unwrap();
     let stored = base::encode(&content);
     assert!(stored.len() < content.len());
     assert_eq!(base::decode(&stored), Some(content));

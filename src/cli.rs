@@ -1,0 +1,240 @@
+//! The command line: the daemon itself (`run`) and everything that asks it.
+//!
+//! Answers go to standard output, as aligned tables or, with `--json`, as JSON of a stable shape;
+//! errors and logs go to standard error. Colours only on a terminal, and never with NO_COLOR.
+
+mod ask;
+mod config;
+mod sync;
+mod table;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use owo_colors::OwoColorize;
+use serde::Serialize;
+
+use crate::client::{Client, ClientError};
+use crate::command::CommandError;
+use crate::config::{ConfigError, Loaded};
+use crate::daemon::DaemonError;
+use crate::run::{self, RunError};
+
+/// Keeps a local MongoDB database and one in the cloud equal, both ways.
+#[derive(Debug, Parser)]
+#[command(name = "sangam", version, after_help = EXIT_CODES)]
+pub struct Args {
+    /// Configuration file [default: $SANGAM_CONFIG, ./sangam.toml, ./config/sangam.toml or
+    /// /etc/sangam/sangam.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but conflicts or differences \
+    are open; 69 the remote database or the daemon can't be reached; 78 bad configuration.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground
+    Run,
+    /// Send and fetch everything now
+    Sync(SyncArgs),
+    /// Say how things are
+    Status,
+    /// List the changes that wait
+    Queue {
+        /// Most entries to list
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Stop moving changes; they go on being noted
+    Pause,
+    /// Undo `pause`
+    Resume,
+    /// List the last syncs
+    Logs {
+        /// Most entries to list
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show each setting, its value and where it comes from
+    Config {
+        /// What to show
+        #[command(subcommand)]
+        command: Option<ConfigCommand>,
+    },
+    /// Compare both databases as a whole and mend what differs
+    Reconcile,
+    /// Show Sangam at work on two databases of its own
+    Demo {
+        /// End after the tour instead of staying up
+        #[arg(long)]
+        once: bool,
+        /// Keep the data in this folder
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+/// `sangam sync`
+#[derive(Debug, clap::Args)]
+pub struct SyncArgs {
+    /// Only these collections
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    pub collections: Vec<String>,
+    /// Make one pass in this process instead of asking the daemon
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// `sangam config ...`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show one value
+    Get {
+        /// As in the file, e.g. sync.batch_size
+        key: String,
+    },
+}
+
+/// A command that failed: one paragraph, what to do about it, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    hint: Option<String>,
+    exit_code: u8,
+}
+
+impl Failure {
+    fn new(message: impl ToString, hint: Option<&str>, exit_code: u8) -> Self {
+        Self {
+            message: message.to_string(),
+            hint: hint.map(str::to_owned),
+            exit_code,
+        }
+    }
+
+    /// Writes the failure to standard error; the exit code of the process.
+    pub fn report(&self, json: bool) -> ExitCode {
+        let mut stderr = anstream::stderr().lock();
+        // Standard error may be closed; the exit code still tells.
+        let _ = if json {
+            let body = serde_json::json!({
+                "detail": self.message, "hint": self.hint, "exitCode": self.exit_code,
+            });
+            writeln!(stderr, "{body}")
+        } else {
+            let hint = self
+                .hint
+                .as_ref()
+                .map_or(String::new(), |hint| format!("\n{} {hint}", "hint:".bold()));
+            writeln!(stderr, "{} {}{hint}", "error:".red().bold(), self.message)
+        };
+        ExitCode::from(self.exit_code)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(error, None, ConfigError::EXIT_CODE)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::new(&error, error.hint(), error.exit_code())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Self::new(&error, error.hint().as_deref(), error.exit_code())
+    }
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        RunError::from(error).into()
+    }
+}
+
+impl From<CommandError> for Failure {
+    fn from(error: CommandError) -> Self {
+        let exit_code = match error {
+            CommandError::NotConfigured | CommandError::Offline(_) => 69,
+            CommandError::BadRequest(_) => 2,
+            CommandError::Busy | CommandError::Failed(_) => 1,
+        };
+        Self::new(error, None, exit_code)
+    }
+}
+
+/// Where answers go.
+#[derive(Clone, Copy, Debug)]
+struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// The answer as JSON, or as text for people. A closed pipe (`| head`) is no error.
+    fn answer<T: Serialize>(self, value: &T, text: impl FnOnce() -> String) {
+        let text = if self.json {
+            serde_json::to_string_pretty(value).unwrap_or_else(|error| {
+                format!("{{\"detail\": \"the answer can't be written as JSON: {error}\"}}")
+            })
+        } else {
+            text()
+        };
+        let _ = writeln!(anstream::stdout().lock(), "{}", text.trim_end());
+    }
+}
+
+/// Carries out a command other than `demo`, which brings its own servers and configuration.
+pub async fn run(args: Args) -> Result<ExitCode, Failure> {
+    let loaded = Loaded::load(args.config.as_deref())?;
+    let output = Output { json: args.json };
+    let client = Client::new(&loaded.config.api);
+    match args.command {
+        Command::Run => {
+            crate::log::init(&loaded.config.log);
+            Box::pin(run::run(loaded, args.config)).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Sync(sync) => Box::pin(sync::sync(loaded.config, client, sync, output)).await,
+        Command::Reconcile => sync::reconcile(client, output).await,
+        Command::Status => ask::status(client, output).await,
+        Command::Queue { limit } => ask::queue(client, limit, output).await,
+        Command::Logs { limit } => ask::logs(client, limit, output).await,
+        Command::Pause => ask::order(client, "/api/sync/pause", output).await,
+        Command::Resume => ask::order(client, "/api/sync/resume", output).await,
+        Command::Config { command: None } => config::list(&loaded, output),
+        Command::Config {
+            command: Some(ConfigCommand::Get { key }),
+        } => config::get(&loaded, &key, output),
+        Command::Demo { .. } => Err(Failure::new(
+            "the demo is started by the program itself",
+            None,
+            1,
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}
