@@ -3,3 +3,5 @@
 pub mod command;
 pub mod config;
 pub mod daemon;
+pub mod mongod;
+pub mod process;
