@@ -3,5 +3,6 @@
 pub mod command;
 pub mod config;
 pub mod daemon;
+pub mod faultlink;
 pub mod mongod;
 pub mod process;
