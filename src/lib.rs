@@ -4,6 +4,7 @@ pub mod command;
 pub mod compare;
 pub mod config;
 pub mod daemon;
+pub mod demo;
 pub mod faultlink;
 pub mod mongod;
 pub mod process;
