@@ -48,6 +48,11 @@ impl Child {
         self.process.id()
     }
 
+    /// The pipe to the process's standard input, if it was started with one; once.
+    pub fn take_stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.process.stdin.take()
+    }
+
     /// How the process ended; `None` while it runs.
     pub fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.status.is_none() {
