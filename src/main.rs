@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sangam::cli::{self, Args, Command};
+use sangam::demo;
 
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
@@ -13,7 +14,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .build()?;
     let code = runtime.block_on(async {
         match args.command {
-            Command::Demo { once, dir } => Box::pin(demo(once, dir)).await,
+            Command::Demo { once, dir } => Box::pin(demo::run(demo::Options { once, dir })).await,
             _ => Ok(Box::pin(cli::run(args))
                 .await
                 .unwrap_or_else(|failure| failure.report(json))),
@@ -22,8 +23,4 @@ fn main() -> anyhow::Result<ExitCode> {
     // Work on blocking threads (a DNS lookup that hangs) must not keep the process from ending.
     runtime.shutdown_background();
     code
-}
-
-async fn demo(_once: bool, _dir: Option<std::path::PathBuf>) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("the demo is not in this build")
 }

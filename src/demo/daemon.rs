@@ -1,0 +1,133 @@
+//! The daemon as the demo's child: started from this very program, asked over its API.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::api::Client;
+use super::place::Place;
+use super::watch;
+use crate::command::Status;
+use crate::config::ApiConfig;
+use crate::process::{self, Child};
+
+/// What would go before the configuration file; the demo's daemon must never touch another database.
+const ENVIRONMENT: [&str; 5] = [
+    "MONGODB_LOCAL_URL",
+    "MONGODB_CLOUD_URL",
+    "DATABASE_NAME",
+    "SANGAM_API_TOKEN",
+    "SANGAM_CONFIG",
+];
+
+/// A running daemon; killed when dropped.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    child: Mutex<Child>,
+    client: Client,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts the daemon with the folder's configuration, its log in the folder's log file.
+    pub(super) fn start(place: &Place) -> Result<Self> {
+        let program = std::env::current_exe().context("this program's own file is not known")?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(place.log_file())
+            .with_context(|| format!("cannot write {}", place.log_file().display()))?;
+        let mut command = Command::new(&program);
+        for name in ENVIRONMENT {
+            command.env_remove(name);
+        }
+        command
+            .arg("--config")
+            .arg(place.config_file())
+            .arg("run")
+            // Not the caller's folder, which may have an `.env`.
+            .current_dir(place.dir())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = Child::spawn(&mut command)
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        let api = ApiConfig {
+            listen: place.api_address(),
+            token: None,
+        };
+        Ok(Self {
+            child: Mutex::new(child),
+            client: Client::new(&api),
+            log: place.log_file(),
+        })
+    }
+
+    /// The process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child().id()
+    }
+
+    /// An error if the daemon has ended.
+    pub(super) fn must_run(&self) -> Result<()> {
+        if let Some(status) = self.child().exit_status()? {
+            bail!("the daemon has ended with {}", process::describe(status));
+        }
+        Ok(())
+    }
+
+    /// Why the daemon has ended, once it has.
+    pub(super) async fn ended(&self) -> anyhow::Error {
+        loop {
+            if let Err(error) = self.must_run() {
+                return error;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// `GET /api/sync/status`.
+    pub(super) async fn status(&self) -> Result<Status> {
+        Ok(self.client.get("/api/sync/status").await?)
+    }
+
+    /// Waits until the daemon captures local changes.
+    pub(super) async fn ready(&self) -> Result<()> {
+        watch::until("the daemon notes changes", async || {
+            Ok(self.status().await?.is_capturing.then_some(()))
+        })
+        .await
+    }
+
+    /// The last lines of the log.
+    pub(super) fn log_tail(&self, lines: usize) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(super) async fn stop(self) -> Result<()> {
+        let mut child = self
+            .child
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let status = child.terminate(Duration::from_secs(10)).await?;
+        ensure!(
+            status.success(),
+            "the daemon ended with {}",
+            process::describe(status)
+        );
+        Ok(())
+    }
+
+    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

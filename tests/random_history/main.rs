@@ -1,0 +1,329 @@
+//! Random histories against the real daemon: several applications write on both sides while the
+//! link fails and daemon and servers are killed; then everything is healed and checked.
+//!
+//! `SANGAM_SEED=7` runs one seed, `SANGAM_SEEDS=50` the first fifty, `SANGAM_MUTATION=no_intent`
+//! takes one rule away (the run must then fail). A seed fixes what is tried and when; what the
+//! processes make of it varies from run to run.
+
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod check;
+mod faults;
+mod writers;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use check::{Conflict, Ledger, Observed, Problem, Side, check};
+use common::{Daemon, Settings, World};
+use futures::TryStreamExt;
+use mongodb::bson::{Document, RawDocumentBuf, doc};
+use mongodb::options::IndexOptions;
+use mongodb::{Client, Database, IndexModel};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::task::JoinHandle;
+use writers::{HANDED, MERGED, SWAPPED, Shared, WRITERS_A_SIDE, Writer};
+
+/// Each takes one rule of the protocol away.
+const MUTATIONS: [&str; 7] = [
+    "base_first",
+    "no_intent",
+    "lww_silent",
+    "unguarded",
+    "token_first",
+    "stamp",
+    "clear_noseq",
+];
+
+/// Places where the daemon may abort, with a probability each.
+const FAILPOINTS: [&str; 5] = [
+    "before_write",
+    "after_write_before_ack",
+    "after_base",
+    "enq_before_token",
+    "after_token",
+];
+
+/// How long the applications write.
+const CHAOS: Duration = Duration::from_secs(15);
+/// How long the daemon has to bring everything together afterwards.
+const HEALING: Duration = Duration::from_secs(60);
+/// A wrong state that doesn't change for so long is final.
+const FINAL: Duration = Duration::from_secs(8);
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_end_equal_with_nothing_lost() {
+    let mutation = std::env::var("SANGAM_MUTATION").unwrap_or_default();
+    let seeds = match number("SANGAM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SANGAM_SEEDS").unwrap_or(3),
+    };
+    let mut failed = Vec::new();
+    for seed in seeds {
+        let problems = history(seed, &mutation).await;
+        for problem in &problems {
+            println!("seed {seed}: {problem}");
+        }
+        if !problems.is_empty() {
+            failed.push(seed);
+        }
+    }
+    assert!(failed.is_empty(), "failed: SANGAM_SEED={failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "many minutes: proves that the check sees each missing rule"]
+async fn every_mutation_is_seen() {
+    let seeds = number("SANGAM_SEEDS").unwrap_or(10);
+    let mut unseen = Vec::new();
+    for mutation in MUTATIONS {
+        let mut seen = false;
+        for seed in 0..seeds {
+            let problems = history(seed, mutation).await;
+            if let Some(problem) = problems.first() {
+                println!("{mutation}: seen with seed {seed}: {problem}");
+                seen = true;
+                break;
+            }
+        }
+        if !seen {
+            unseen.push(mutation);
+        }
+    }
+    assert!(unseen.is_empty(), "not seen in {seeds} seeds: {unseen:?}");
+}
+
+/// Writers and ledger agree with each other when nobody syncs, a killed server included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_is_right_about_one_side() {
+    let mut world = World::with_own_servers("ledger").await;
+    let shared = Shared::new(prepare(&world).await);
+    let tasks = start_writers(&world, Side::Local, 1, &shared).await;
+    for target in [300, 600] {
+        common::wait_for("some writes", async || {
+            shared.counter.load(Ordering::Relaxed) > target
+        })
+        .await;
+        world.own_servers().local.kill9().unwrap();
+        world.own_servers().local.restart().await.unwrap();
+    }
+    shared.stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        assert!(task.await.unwrap() > 0);
+    }
+    let local = documents(&world, &world.local).await.unwrap();
+    let seen = Observed {
+        remote: local.clone(),
+        local,
+        ..Observed::default()
+    };
+    let ledger = shared.ledger.lock().unwrap().clone();
+    assert_eq!(check(&ledger, &seen), []);
+}
+
+/// One history: chaos, healing, check.
+async fn history(seed: u64, mutation: &str) -> Vec<Problem> {
+    let start = Instant::now();
+    println!("seed {seed} {mutation}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut world = World::with_own_servers("history").await;
+    let ledger = prepare(&world).await;
+    let settings = settings(&world, seed, mutation);
+    let with_failpoints = settings
+        .clone()
+        .env("SANGAM_FAILPOINT", &failpoints(&mut rng));
+
+    // GIVEN both sides equal and a daemon that is not yet disturbed
+    let mut daemon = world.start_with(settings.clone()).await;
+    world.wait_converged(&daemon).await;
+    daemon.settings = with_failpoints;
+    daemon.restart().await;
+
+    // WHEN applications write while everything fails
+    let shared = Shared::new(ledger);
+    let mut tasks = start_writers(&world, Side::Local, seed, &shared).await;
+    tasks.extend(start_writers(&world, Side::Remote, seed, &shared).await);
+    let faults = faults::run(&mut rng, &mut world, &mut daemon, CHAOS).await;
+    shared.stop.store(true, Ordering::Relaxed);
+    let mut writes = 0;
+    for task in tasks {
+        writes += task.await.expect("a writer doesn't panic");
+    }
+
+    // THEN it all comes together
+    daemon.settings = settings;
+    daemon.restart().await;
+    let ledger = shared.ledger.lock().unwrap().clone();
+    let problems = settle(&world, &daemon, &ledger).await;
+    println!(
+        "seed {seed} {mutation}: {writes} writes, {faults}, {} problems, {:.0} s",
+        problems.len(),
+        start.elapsed().as_secs_f64()
+    );
+    if !problems.is_empty() && mutation.is_empty() {
+        let kept = std::env::temp_dir().join(format!("sangam-history-{seed}.log"));
+        let _ = std::fs::copy(daemon.log_path(), &kept);
+        println!("seed {seed}: the daemon's log is {}", kept.display());
+    }
+    problems
+}
+
+async fn start_writers(
+    world: &World,
+    side: Side,
+    seed: u64,
+    shared: &Shared,
+) -> Vec<JoinHandle<u64>> {
+    let server = match side {
+        Side::Local => &world.servers().local,
+        Side::Remote => &world.servers().remote,
+    };
+    let uri = server.direct_uri() + "&w=majority&serverSelectionTimeoutMS=3000";
+    let mut tasks = Vec::new();
+    for index in 0..WRITERS_A_SIDE {
+        let client = Client::with_uri_str(&uri).await.expect("a client");
+        let writer = Writer::new(side, index, client, &world.name, seed, shared.clone());
+        tasks.push(tokio::spawn(writer.run()));
+    }
+    tasks
+}
+
+fn settings(world: &World, seed: u64, mutation: &str) -> Settings {
+    let policy = if seed % 4 == 3 {
+        "manual"
+    } else {
+        "remote_wins"
+    };
+    let stamp = mutation == "stamp" || seed % 3 != 1;
+    let settings = world
+        .settings()
+        .set("sync.conflict_resolution_strategy", &format!("{policy:?}"))
+        .set("sync.stamp_documents", &stamp.to_string())
+        // The guard against mass deletes has tests of its own; here a few documents are all.
+        .set("sync.mass_delete_percent", "0");
+    if mutation.is_empty() {
+        return settings;
+    }
+    settings.env("SANGAM_MUTATION", mutation)
+}
+
+/// `name:probability,…` for a random choice of failpoints.
+fn failpoints(rng: &mut StdRng) -> String {
+    let chosen = FAILPOINTS.iter().filter(|_| rng.random_bool(0.7));
+    let named: Vec<String> = chosen.map(|name| format!("{name}:0.004")).collect();
+    named.join(",")
+}
+
+/// Indexes on both sides; documents that exist from the start, on the local side.
+async fn prepare(world: &World) -> Ledger {
+    let unique = IndexModel::builder()
+        .keys(doc! {"u": 1})
+        .options(
+            IndexOptions::builder()
+                .unique(true)
+                .partial_filter_expression(doc! {"u": {"$exists": true}})
+                .build(),
+        )
+        .build();
+    for database in [&world.local, &world.remote] {
+        let c = database.collection::<Document>("c");
+        c.create_index(unique.clone()).await.expect("the index");
+    }
+    let merged = (0..MERGED).map(|i| doc! {"_id": format!("B{i}"), "l": 0_i64, "r": 0_i64});
+    let swapped = (0..SWAPPED).map(|i| doc! {"_id": format!("U{i}"), "u": format!("u{i}")});
+    let handed =
+        (0..HANDED).map(|i| doc! {"_id": format!("V-{i}"), "u": format!("handed{i}"), "v": 0_i64});
+    let c = world.local.collection::<Document>("c");
+    c.insert_many(merged.chain(swapped).chain(handed))
+        .await
+        .expect("the first documents");
+    Ledger {
+        swapped: (0..SWAPPED).map(|i| format!("u{i}")).collect(),
+        ..Ledger::default()
+    }
+}
+
+/// Looks until all is well twice in a row, or is wrong and no longer changes.
+async fn settle(world: &World, daemon: &Daemon, ledger: &Ledger) -> Vec<Problem> {
+    let deadline = Instant::now() + HEALING;
+    let mut last: Vec<Problem> = Vec::new();
+    let mut since = Instant::now();
+    loop {
+        let (problems, calm) = match observe(world, daemon).await {
+            Ok(seen) => (check(ledger, &seen), seen.outbox + seen.inbox == 0),
+            Err(error) => {
+                assert!(Instant::now() < deadline, "cannot look: {error:#}");
+                since = Instant::now();
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        if problems != last {
+            since = Instant::now();
+        }
+        let unchanged = since.elapsed();
+        if problems.is_empty() && unchanged > Duration::from_secs(2) {
+            return problems;
+        }
+        if !problems.is_empty() && (calm && unchanged > FINAL || Instant::now() > deadline) {
+            return problems;
+        }
+        last = problems;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn observe(world: &World, daemon: &Daemon) -> anyhow::Result<Observed> {
+    let status = daemon.status().await.map_err(anyhow::Error::msg)?;
+    let conflicts = world.conflicts().await;
+    Ok(Observed {
+        outbox: status["pendingDocuments"].as_u64().unwrap_or(u64::MAX),
+        inbox: status["pendingInbox"].as_u64().unwrap_or(u64::MAX),
+        local: documents(world, &world.local).await?,
+        remote: documents(world, &world.remote).await?,
+        conflicts: conflicts.iter().map(conflict).collect(),
+    })
+}
+
+async fn documents(
+    world: &World,
+    database: &Database,
+) -> anyhow::Result<BTreeMap<String, (Vec<u8>, Document)>> {
+    let mut all = BTreeMap::new();
+    let mut cursor = database
+        .collection::<RawDocumentBuf>("c")
+        .find(doc! {})
+        .await?;
+    while let Some(body) = cursor.try_next().await? {
+        let content = sangam::compare::content(&body, &world.fields)?;
+        let decoded = Document::from_reader(&content[..])?;
+        all.insert(decoded.get_str("_id")?.to_owned(), (content, decoded));
+    }
+    Ok(all)
+}
+
+/// The document a conflict is about, and whether it waits for a person.
+fn conflict(record: &Document) -> Conflict {
+    let id = |name: &str| record.get_str(name).ok().map(str::to_owned);
+    let body_id = |name: &str| {
+        let body = record.get_document(name).ok()?;
+        Some(body.get_str("_id").ok()?.to_owned())
+    };
+    Conflict {
+        key: id("localId")
+            .or_else(|| id("remoteId"))
+            .or_else(|| body_id("localDocument"))
+            .or_else(|| body_id("remoteDocument"))
+            .unwrap_or_else(|| format!("unknown: {record}")),
+        open: !record.get_bool("resolved").unwrap_or(false),
+    }
+}
