@@ -70,12 +70,22 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
-    pub(crate) fn intent(&self, epoch: i64) -> Intent {
+    /// The intent of this write. `updatedAt` does not tell whether it landed: whoever edits another
+    /// field afterwards bumps it.
+    pub(crate) fn intent(&self, epoch: i64, updated_at: &str) -> Intent {
+        let telling = |names: &[Vec<u8>]| {
+            let names: Vec<_> = names
+                .iter()
+                .filter(|n| *n != updated_at.as_bytes())
+                .cloned()
+                .collect();
+            (!names.is_empty()).then_some(names)
+        };
         Intent {
             side: self.side,
             new: self.write.new.clone(),
             base_after: self.base_after.clone(),
-            fields: self.form.fields().map(<[_]>::to_vec),
+            fields: self.form.fields().and_then(telling),
             epoch,
         }
     }
@@ -282,7 +292,7 @@ fn settle_intent(
         });
         return true;
     }
-    if let Some(until) = shared.late_until(&item.work.key, intent.epoch) {
+    if let Some(until) = shared.late_until(&item.work.key, &intent) {
         // It may still happen: deciding now could take our own write for somebody else's edit (R4).
         let wait = until.saturating_duration_since(Instant::now().into_std());
         settlements.push(Settlement::Deferred {
@@ -414,8 +424,7 @@ async fn write_all(
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }
-    let epoch = shared.store.epoch();
-    settle::put_intents(shared, &planned, epoch).await?;
+    settle::put_intents(shared, settings, &planned).await?;
     shared.failpoints.crash("before_write");
     let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();
     for p in planned {
@@ -444,7 +453,7 @@ async fn write_all(
         shared.failpoints.crash("after_write_before_ack");
         let failure = outcome.failure.clone();
         shared.note(side, &failure.clone().map_or(Ok(()), Err));
-        settle::verdicts(shared, settings, items, group, outcome.verdicts, epoch).await?;
+        settle::verdicts(shared, settings, items, group, outcome.verdicts).await?;
         shared.failpoints.crash("after_base");
         failed = failed.or(failure.filter(Failure::is_offline));
     }

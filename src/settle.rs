@@ -136,14 +136,16 @@ fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite:
 /// Stores the intents of a batch before its first write (R3).
 pub(crate) async fn put_intents(
     shared: &Arc<Shared>,
+    settings: &Settings,
     planned: &[Planned],
-    epoch: i64,
 ) -> Result<(), Failure> {
+    let epoch = shared.store.epoch();
+    let updated_at = &settings.config.fields.updated_at;
     let base_first = shared.failpoints.mutated("base_first");
     let no_intent = shared.failpoints.mutated("no_intent");
     let intents: Vec<_> = planned
         .iter()
-        .map(|p| (p.write.key.clone(), p.intent(epoch)))
+        .map(|p| (p.write.key.clone(), p.intent(epoch, updated_at)))
         .collect();
     shared
         .store
@@ -178,8 +180,9 @@ pub(crate) async fn verdicts(
     items: &mut [Item],
     group: Vec<Planned>,
     verdicts: Vec<Verdict>,
-    epoch: i64,
 ) -> Result<(), Failure> {
+    let epoch = shared.store.epoch();
+    let updated_at = settings.config.fields.updated_at.as_str();
     let max_retries = settings.config.sync.max_retries;
     let mut settled = Vec::with_capacity(group.len());
     let mut indexes = Vec::with_capacity(group.len());
@@ -212,7 +215,7 @@ pub(crate) async fn verdicts(
                 State::Done
             }
             Verdict::Unknown { late } => {
-                item.work.intent = Some(planned.intent(epoch));
+                item.work.intent = Some(planned.intent(epoch, updated_at));
                 if *late {
                     shared.set_late(&item.work.key);
                     State::Done

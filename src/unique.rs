@@ -4,6 +4,7 @@
 //! transaction, which also unties cycles (a swap of usernames). Only a blocker that stays is a
 //! conflict. Works from the write error's key pattern, so compound, partial and collated indexes do.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -71,7 +72,10 @@ pub(crate) async fn untie_all(
                 }
                 shared.stamp.notify_one();
             }
-            Answer::Again => items[i].state = State::Look,
+            Answer::Again(why) => {
+                tracing::debug!(key = ?items[i].work.key, why, "a unique value is in the way");
+                items[i].state = State::Look;
+            }
             Answer::Conflict(blocker, dup) => {
                 record(shared, &items[i], side, &blocker, &dup).await?;
                 items[i].state = State::Done;
@@ -122,9 +126,19 @@ enum Answer {
     /// These keys are written.
     Untied(HashSet<Key>),
     /// Something moved, or is being worked on: look again.
-    Again,
+    Again(&'static str),
     /// This document keeps the value.
     Conflict(Vec<u8>, Duplicate),
+}
+
+/// What becomes of a document in the way.
+enum Blocker {
+    /// The other side's version is about to replace it.
+    LetsGo(Box<Member>),
+    /// It keeps the value; its version on the other side.
+    Stays(Option<Vec<u8>>),
+    /// A write of ours to it may still happen.
+    Unknown,
 }
 
 struct Member {
@@ -173,36 +187,43 @@ impl Knot<'_> {
         let mut blocked = 0;
         loop {
             let Some(new) = chain[blocked].write.new.clone() else {
-                return Ok(Answer::Again);
+                return Ok(Answer::Again("a deletion can't be in the way"));
             };
             let known: HashSet<Key> = chain.iter().map(|m| m.write.key.clone()).collect();
             let Some(blocker) = self.blocker(&endpoint, &new, &dup, &known).await? else {
                 if chain.len() == 1 {
                     // Whoever held the value has let go of it since.
-                    return Ok(Answer::Again);
+                    return Ok(Answer::Again("let go of since"));
                 }
                 return self.write_chain(&endpoint, chain).await;
             };
             let Some(id) = Id::of(&blocker) else {
-                return Ok(Answer::Again);
+                return Ok(Answer::Again("a document without _id"));
             };
             let key = Key::new(self.ns, &id);
             if !self.mine.contains(&key) && !borrowed.contains(&key) {
                 if !lock(&self.shared.busy).insert(key.clone()) {
-                    return Ok(Answer::Again);
+                    return Ok(Answer::Again("the holder is being worked on"));
                 }
                 borrowed.push(key.clone());
             }
-            let Some(member) = self.member(key, id, &blocker).await? else {
-                return Ok(if blocked == 0 {
-                    Answer::Conflict(blocker, dup)
-                } else {
-                    Answer::Again
-                });
-            };
-            chain.push(member);
+            match self.member(key, id.clone(), &blocker).await? {
+                Blocker::LetsGo(member) => chain.push(*member),
+                Blocker::Stays(there) if blocked == 0 => {
+                    let wanted = &chain[0].write;
+                    let still = self.still_clash(wanted, &id, there.as_deref()).await?;
+                    return Ok(if still {
+                        Answer::Conflict(blocker, dup)
+                    } else {
+                        Answer::Again("the value has changed hands since")
+                    });
+                }
+                Blocker::Stays(_) | Blocker::Unknown => {
+                    return Ok(Answer::Again("a later holder keeps its value"));
+                }
+            }
             if chain.len() > LONGEST {
-                return Ok(Answer::Again);
+                return Ok(Answer::Again("a long chain"));
             }
             // The new member's own value may be taken as well; the same index is asked about.
             blocked = chain.len() - 1;
@@ -306,7 +327,7 @@ impl Knot<'_> {
     }
 
     /// The blocker as a member of the chain, if the other side's version of it is about to replace it.
-    async fn member(&self, key: Key, id: Id, blocker: &[u8]) -> Result<Option<Member>, Failure> {
+    async fn member(&self, key: Key, id: Id, blocker: &[u8]) -> Result<Blocker, Failure> {
         let other = self.shared.endpoint(self.side.other())?;
         let k = key.clone();
         let stored = self.shared.store.call(move |c| {
@@ -322,7 +343,7 @@ impl Knot<'_> {
         });
         let (base, (outbox, inbox), undecided) = stored.await.map_err(store_failed)?;
         if undecided {
-            return Ok(None);
+            return Ok(Blocker::Unknown);
         }
         let mut read = other
             .read(self.db, self.coll, self.ns, std::iter::once(&id))
@@ -356,7 +377,7 @@ impl Knot<'_> {
             rules,
         ) != Decision::Settle(replaces, None)
         {
-            return Ok(None);
+            return Ok(Blocker::Stays(there.map(Cow::into_owned)));
         }
         let write = Write {
             key: key.clone(),
@@ -364,7 +385,7 @@ impl Knot<'_> {
             expect: Some(here.to_vec()),
             new: there.as_deref().map(<[u8]>::to_vec),
         };
-        Ok(Some(Member {
+        Ok(Blocker::LetsGo(Box::new(Member {
             work: Work {
                 key,
                 id,
@@ -374,7 +395,28 @@ impl Knot<'_> {
                 intent: None,
             },
             write,
-        }))
+        })))
+    }
+
+    /// Whether the wanted document and the one in the way are still on the other side as they were
+    /// seen, both at one moment: the value may have changed hands since one of them was read.
+    async fn still_clash(
+        &self,
+        wanted: &Write,
+        blocker: &Id,
+        there: Option<&[u8]>,
+    ) -> Result<bool, Failure> {
+        let other = self.shared.endpoint(self.side.other())?;
+        let both = [&wanted.id, blocker];
+        let now = other
+            .read(self.db, self.coll, self.ns, both.into_iter())
+            .await?;
+        let content = |id: &Id| {
+            let found = now.get(&Key::new(self.ns, id));
+            found.map(|d| strip(d, &self.settings.sync_fields))
+        };
+        Ok(content(&wanted.id).as_deref() == wanted.new.as_deref()
+            && content(blocker).as_deref() == there)
     }
 
     /// Writes all members in one transaction, with their intents stored before it.
@@ -437,16 +479,23 @@ impl Knot<'_> {
                 }
                 failure
                     .filter(Failure::is_offline)
-                    .map_or(Ok(Answer::Again), Err)
+                    .map_or(Ok(Answer::Again("the transaction was interrupted")), Err)
             }
-            _ => {
+            refused => {
                 let forget: Vec<Key> = keys.into_iter().collect();
+                let forget_count = forget.len();
+                let verdict_name = match refused {
+                    Verdict::Modified => "a document changed meanwhile",
+                    Verdict::Duplicate(_) => "another value is taken",
+                    _ => "rejected",
+                };
                 self.shared
                     .store
                     .call(move |c| forget.iter().try_for_each(|key| base::drop_intent(c, key)))
                     .await
                     .map_err(store_failed)?;
-                Ok(Answer::Again)
+                tracing::debug!(documents = forget_count, what = verdict_name, "untying");
+                Ok(Answer::Again("the transaction was refused"))
             }
         }
     }

@@ -173,6 +173,13 @@ async fn history(seed: u64, mutation: &str) -> Vec<Problem> {
         let kept = std::env::temp_dir().join(format!("sangam-history-{seed}.log"));
         let _ = std::fs::copy(daemon.log_path(), &kept);
         println!("seed {seed}: the daemon's log is {}", kept.display());
+        for conflict in world.conflicts().await {
+            let key = conflict.get_str("localId").or(conflict.get_str("remoteId"));
+            let blamed = |p: &Problem| key.as_ref().is_ok_and(|key| p.to_string().contains(*key));
+            if problems.iter().any(blamed) {
+                println!("seed {seed}: {conflict}");
+            }
+        }
     }
     problems
 }
