@@ -32,11 +32,7 @@ impl Tour<'_> {
         let message = status.link.message.unwrap_or(status.link.state);
         self.voice
             .say(&format!("“{}”", message.trim_end_matches('.')));
-        self.voice.say("Both sides go on working.");
-
-        let (up, mut signs) = self.write_here().await?;
-        let (down, more) = self.write_there().await?;
-        signs.extend(more);
+        self.voice.say("Both sides go on working:");
         self.voice.table(
             &["", "", ""],
             &[
@@ -58,6 +54,9 @@ impl Tour<'_> {
             ],
             &[],
         );
+        let (up, mut signs) = self.write_here().await?;
+        let (down, more) = self.write_there().await?;
+        signs.extend(more);
         self.voice.good(&format!(
             "{} wait in Sangam's queue on disk. The event edited {EDITS} times is one of them: only \
              its last state has to travel.",
@@ -105,7 +104,7 @@ impl Tour<'_> {
         }
         let last = self.queued(expected + 1).await?;
         grown.push(last);
-        let grown: Vec<String> = grown.into_iter().map(|n| thousands(n)).collect();
+        let grown: Vec<String> = grown.into_iter().map(thousands).collect();
         self.voice
             .say(&format!("The queue grows: {}", grown.join(" · ")));
         let signs = vec![
