@@ -125,7 +125,7 @@ async fn the_tour_comes_true_and_leaves_nothing_behind() {
         "Merged on both sides",
         "One conflict on record",
         "documents are equal on both sides.",
-        "belong to 1 open conflict",
+        "belongs to 1 open conflict",
         "the demo's folder is removed",
     ] {
         assert!(
@@ -151,7 +151,7 @@ async fn a_kept_folder_is_gone_on_with_and_takes_orders_while_it_stays_up() {
     let mut demo = Demo::start_in(demo.dir, &["--dir", "kept"]);
     demo.wait_said("Ctrl-C end", 1, TOUR).await;
     assert!(
-        demo.times_said("belong to 2 open conflicts") == 1,
+        demo.times_said("belongs to 2 open conflicts") == 1,
         "{}",
         demo.said()
     );
@@ -161,17 +161,12 @@ async fn a_kept_folder_is_gone_on_with_and_takes_orders_while_it_stays_up() {
     demo.type_in("compare");
     demo.wait_said("30 otherwise different", 1, SOON).await;
     demo.type_in("back");
-    let deadline = Instant::now() + SOON;
-    for asked in 1.. {
-        demo.type_in("compare");
-        demo.wait_said("otherwise different", asked + 1, SOON).await;
-        if demo.times_said(" 0 otherwise different") > 0 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{}", demo.said());
-    }
+    demo.wait_said("The queue is empty,", 1, SOON).await;
+    demo.type_in("compare");
+    demo.wait_said(" 0 otherwise different", 1, SOON).await;
     demo.type_in("status");
-    demo.wait_said("online;", 1, SOON).await;
+    demo.wait_said("The line is online; 0 documents in the queue", 1, SOON)
+        .await;
     demo.child.signal("INT").unwrap();
     let (code, said) = demo.end().await;
     assert_eq!(code, Some(0), "{said}");

@@ -72,7 +72,7 @@ impl Tour<'_> {
             return Ok(());
         }
         voice.say(&format!(
-            "The others, {}, belong to {}:",
+            "The rest ({}) belongs to {}:",
             judge::where_they_are(&found),
             count(conflicts.len() as u64, "open conflict")
         ));
