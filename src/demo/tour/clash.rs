@@ -22,7 +22,7 @@ impl Tour<'_> {
             tour => format!("meera{tour}"),
         };
         let here = self.temple.new_admin(&username, "Meera", "counter");
-        let there = self.temple.new_admin(&username, "Meera Devi", "editor");
+        let there = self.temple.new_admin(&username, "Mira", "editor");
         self.cut().await?;
         self.voice.say(&format!(
             "While the line is cut, the temple and the cloud each make an account “{username}”. The \
