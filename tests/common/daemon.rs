@@ -58,7 +58,7 @@ impl Settings {
             .set("remote.uri", &quoted(&world.link.uri()))
             .set("sync.conflict_resolution_strategy", "\"manual\"")
             .set("probe.interval", "\"1s\"")
-            .set("probe.timeout", "\"2s\"")
+            .set("probe.timeout", "\"1s\"")
             .set("pull.interval", "\"1s\"")
             .set("retry.initial", "\"50ms\"")
             .set("retry.max", "\"1s\"")
