@@ -83,6 +83,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         .await
         .map_err(|f| DaemonError::Refused(format!("local.uri can't be used: {f}")))?;
     let shared = Shared::new(config, store, Arc::new(local), CancellationToken::new());
+    shared.local.journal.get_or_init(|| shared.store.clone());
     if let Some(aside) = shared.store.put_aside() {
         let text = format!(
             "the state file was damaged and put aside as {}; everything is compared anew, nothing is lost",
@@ -200,7 +201,8 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
         let outcome = async {
             let hello = shared.local.hello().await?;
             shared.set_offset(Side::Local, hello.clock_offset_ms);
-            identity::check(shared, &shared.local).await
+            identity::check(shared, &shared.local).await?;
+            shared.local.end_leftovers().await
         }
         .await;
         match outcome {
