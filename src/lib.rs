@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod decide;
 pub mod demo;
 pub mod dispatch;
+pub mod echo;
 pub mod exact;
 pub mod failpoint;
 pub mod failure;

@@ -23,7 +23,7 @@ use crate::store::{base, records};
 /// Documents stamped in one command.
 const BATCH: u32 = 1000;
 
-/// Longest wait for the traffic to pause.
+/// Longest wait for the traffic to pause, before each command.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs until the daemon ends.
@@ -34,14 +34,9 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = shared.stamp.notified() => {}
             () = tokio::time::sleep(Duration::from_secs(5)) => {}
         }
-        let began = tokio::time::Instant::now();
-        while shared.in_flight.load(Ordering::Relaxed) > 1
-            && began.elapsed() < PATIENCE
-            && !shared.cancel.is_cancelled()
-        {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
         loop {
+            // Between any two commands, or a long drain would share the server with its stamps.
+            pause_in_traffic(&shared).await;
             match stamp_some(&shared).await {
                 Ok(0) => break,
                 Ok(_) => {}
@@ -52,6 +47,17 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 }
             }
         }
+    }
+}
+
+/// Waits until few documents move, but not for ever.
+async fn pause_in_traffic(shared: &Shared) {
+    let began = tokio::time::Instant::now();
+    while shared.in_flight.load(Ordering::Relaxed) > 1
+        && began.elapsed() < PATIENCE
+        && !shared.cancel.is_cancelled()
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -99,7 +105,7 @@ fn due(c: &rusqlite::Connection) -> rusqlite::Result<Vec<Due>> {
             _ if outbox.is_some() => Status::Pending,
             _ => Status::Synced(Side::Local),
         };
-        let base = base::get(c, &key)?.0;
+        let base = base::get(c, &key)?;
         all.push(Due {
             key,
             id,
@@ -204,13 +210,27 @@ async fn write(
         }
         w.close().close().close();
         w.str("2", "$$ROOT").close().close().close().close();
+        w.close();
         n += 1;
     }
     w.close();
     if n == 0 {
         return Ok(());
     }
-    let reply = shared.local.run(db, w.command()).await?;
+    let reply = match shared.local.run(db, w.command()).await {
+        // Not allowed, say: the next command fares no better, and the content is unharmed.
+        Err(failure) if failure.class == Class::Rejected => {
+            shared.notice(
+                "stamps",
+                Some(format!(
+                    "the sync fields of local documents can't be written: {failure}"
+                )),
+            );
+            return Ok(());
+        }
+        reply => reply?,
+    };
+    shared.notice("stamps", None);
     if let Ok(errors) = reply.get_array("writeErrors") {
         // A validator of the app's own may refuse the sync fields; the content is unharmed.
         tracing::debug!(
