@@ -173,10 +173,15 @@ pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<Option<Vec<u8>>> {
 
 /// Sets base; `None` removes it.
 pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>) -> rusqlite::Result<()> {
-    match content {
-        Some(content) => c
+    put_encoded(c, key, content.map(encode).as_deref())
+}
+
+/// The same with what [`encode`] made of the content, so that the store's thread is spared it.
+pub fn put_encoded(c: &Connection, key: &Key, encoded: Option<&[u8]>) -> rusqlite::Result<()> {
+    match encoded {
+        Some(encoded) => c
             .prepare_cached("INSERT OR REPLACE INTO base(key, body) VALUES(?, ?)")?
-            .execute(params![key.as_bytes(), encode(content)])?,
+            .execute(params![key.as_bytes(), encoded])?,
         None => c
             .prepare_cached("DELETE FROM base WHERE key = ?")?
             .execute([key.as_bytes()])?,
