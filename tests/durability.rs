@@ -40,30 +40,24 @@ async fn r1_killed_between_events_and_token_no_event_is_lost() {
     agreed(&world, &daemon, doc! {"_id": 0}).await;
     daemon.kill9();
     let (here, there) = both(&world, "c");
-    // WHEN it dies before, in and after the transaction with events and token
+    // WHEN it dies in and after the transaction with events and token
     let mut points = vec!["enq_before_token", "after_token"];
     if std::env::var("SANGAM_MUTATION").is_ok_and(|m| m == "token_first") {
         points = vec!["token_before_enq"];
     }
-    for (i, point) in points.into_iter().enumerate() {
-        let (i, here, there) = (i32::try_from(i).unwrap(), here.clone(), there.clone());
-        abort_at(&world, point, async move || {
-            here.insert_one(doc! {"_id": 10 + i, "side": "local"})
-                .await
-                .unwrap();
-        })
-        .await;
-        abort_at(&world, point, async move || {
-            there
-                .insert_one(doc! {"_id": 20 + i, "side": "remote"})
-                .await
-                .unwrap();
-        })
-        .await;
+    for (i, point) in (1..).zip(points) {
+        for (c, side) in [(&here, "local"), (&there, "remote")] {
+            abort_at(&world, point, async || {
+                let new = doc! {"_id": format!("{side} {i}")};
+                c.insert_one(new).await.unwrap();
+            })
+            .await;
+            // THEN the next one has the event
+            let mut daemon = world.start().await;
+            converged_without_conflict(&world, &daemon).await;
+            daemon.kill9();
+        }
     }
-    // THEN the next one has every event
-    let daemon = world.start().await;
-    converged_without_conflict(&world, &daemon).await;
 }
 
 #[tokio::test]
@@ -290,34 +284,30 @@ async fn r5_killed_in_turn_both_sides_end_equal_and_nothing_is_lost_or_raised() 
 async fn r5_aborted_at_every_point_of_a_batch() {
     let world = World::new("r5_points").await;
     let mut daemon = world.start().await;
-    agreed(&world, &daemon, doc! {"_id": "edited", "v": 0}).await;
+    agreed(&world, &daemon, doc! {"_id": "edited", "l": 0, "r": 0}).await;
     agreed(&world, &daemon, doc! {"_id": "deleted", "v": 0}).await;
     daemon.kill9();
     let (here, there) = both(&world, "c");
-    for (i, point) in ["before_write", "after_write_before_ack", "after_base"]
-        .into_iter()
-        .enumerate()
-    {
-        // GIVEN a daemon that aborts at a point of its first batch, in one direction and the other
-        let (id, v) = (format!("new {i}"), i32::try_from(i).unwrap());
+    for (v, point) in (1..).zip(["before_write", "after_write_before_ack", "after_base"]) {
         for (c, field) in [(&here, "l"), (&there, "r")] {
-            let new = format!("{id} {field}");
+            // GIVEN a daemon that aborts at this point of its first batch
             abort_at(&world, point, async || {
                 set(c, "edited", doc! {field: v}).await;
-                c.insert_one(doc! {"_id": &new}).await.unwrap();
+                let new = doc! {"_id": format!("{field}{v}")};
+                c.insert_one(new).await.unwrap();
                 c.delete_one(doc! {"_id": "deleted"}).await.unwrap();
             })
             .await;
             // WHEN the application goes on before it is back
             set(c, "edited", doc! {field: v + 10}).await;
-            c.insert_one(doc! {"_id": "deleted", "again": v})
-                .await
-                .unwrap();
+            let again = doc! {"_id": "deleted", "again": format!("{field}{v}")};
+            c.insert_one(&again).await.unwrap();
+            // THEN everything arrives, and nothing is taken for somebody else's
+            let mut daemon = world.start().await;
+            converged_without_conflict(&world, &daemon).await;
+            wait_content(&there, "deleted", again).await;
+            daemon.kill9();
         }
-        // THEN everything arrives
-        let mut daemon = world.start().await;
-        converged_without_conflict(&world, &daemon).await;
-        daemon.kill9();
     }
 }
 

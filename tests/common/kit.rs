@@ -120,6 +120,11 @@ pub async fn wait_closed(world: &World, daemon: &Daemon) {
     .await;
 }
 
+/// Whether a field is that text.
+pub fn says(d: &Document, field: &str, text: &str) -> bool {
+    d.get_str(field).is_ok_and(|found| found == text)
+}
+
 /// A body in a conflict's record, without sync fields.
 pub fn body(conflict: &Document, name: &str) -> Option<Document> {
     let mut d = conflict.get_document(name).ok()?.clone();
