@@ -66,6 +66,7 @@ impl Settings {
             .set("control.file", &control)
             .set("api.listen", &format!("\"127.0.0.1:{port}\""))
             .set("log.level", "\"info,sangam=debug\"")
+            .mutated()
     }
 
     /// Sets one key, `section.key` or `key`, to a TOML value (strings in quotes).
@@ -74,6 +75,14 @@ impl Settings {
         let section = self.keys.entry(section.into()).or_default();
         section.insert(key.into(), value.into());
         self
+    }
+
+    /// `SANGAM_MUTATION=no_intent cargo test` takes one rule away everywhere: a test of it must fail.
+    fn mutated(self) -> Self {
+        match std::env::var("SANGAM_MUTATION") {
+            Ok(mutation) => self.env("SANGAM_MUTATION", &mutation),
+            Err(_) => self,
+        }
     }
 
     /// Leaves a key out.
