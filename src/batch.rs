@@ -45,7 +45,7 @@ pub(crate) enum State {
     /// Nothing more to do in this batch.
     Done,
     /// A unique index refused the write to that side.
-    Clash(Side, Write, Duplicate),
+    Clash(Box<(Side, Write, Duplicate)>),
 }
 
 /// A namespace of the batch.
@@ -260,8 +260,8 @@ async fn decide_all(
                 item.state = State::Done;
             }
             Decision::Settle(target, clash) => {
-                let plan = plan(i, item, target, clash, local.as_deref(), remote, settings);
-                planned.push(plan);
+                let next = plan((i, item), (target, clash), view, &settings.sync_fields);
+                planned.push(next);
             }
         }
     }
@@ -364,44 +364,25 @@ fn found(item: &Item, clash: &Clash) -> Found {
 /// The next write towards the target. A merge is written to the remote first; base then becomes the
 /// local content, so that the rest is a plain pull even after a crash.
 fn plan(
-    index: usize,
-    item: &Item,
-    target: Target,
-    clash: Option<Clash>,
-    local: Option<&[u8]>,
-    remote: Option<&[u8]>,
-    settings: &Settings,
+    (index, item): (usize, &Item),
+    (target, clash): (Target, Option<Clash>),
+    view: View<'_>,
+    sync_fields: &[String],
 ) -> Planned {
-    let (side, expect, new, base_after, last) = match target {
-        Target::Local => (
-            Side::Remote,
-            remote,
-            local.map(<[u8]>::to_vec),
-            local.map(<[u8]>::to_vec),
-            true,
-        ),
-        Target::Remote => (
-            Side::Local,
-            local,
-            remote.map(<[u8]>::to_vec),
-            remote.map(<[u8]>::to_vec),
-            true,
-        ),
-        Target::Merged(merged) => (
-            Side::Remote,
-            remote,
-            Some(merged),
-            local.map(<[u8]>::to_vec),
-            false,
-        ),
+    let own = |content: Option<&[u8]>| content.map(<[u8]>::to_vec);
+    let (side, expect, new, last) = match target {
+        Target::Local => (Side::Remote, view.remote, own(view.local), true),
+        Target::Remote => (Side::Local, view.local, own(view.remote), true),
+        Target::Merged(merged) => (Side::Remote, view.remote, Some(merged), false),
     };
+    let base_after = if last { new.clone() } else { own(view.local) };
     let write = Write {
         key: item.work.key.clone(),
         id: item.work.id.clone(),
-        expect: expect.map(<[u8]>::to_vec),
+        expect: own(expect),
         new,
     };
-    let form = guard::form(&write, &settings.sync_fields);
+    let form = guard::form(&write, sync_fields);
     Planned {
         item: index,
         side,
@@ -420,7 +401,7 @@ async fn write_all(
     items: &mut [Item],
     mut planned: Vec<Planned>,
 ) -> Result<(), Failure> {
-    crate::unique::check_configured(shared, settings, items, &mut planned).await?;
+    crate::unique::configured::check(shared, settings, items, &mut planned).await?;
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }

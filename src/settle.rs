@@ -207,9 +207,11 @@ pub(crate) async fn verdicts(
                 }
             }
             Verdict::Modified => State::Look,
-            Verdict::Duplicate(dup) => {
-                State::Clash(planned.side, planned.write.clone(), dup.clone())
-            }
+            Verdict::Duplicate(dup) => State::Clash(Box::new((
+                planned.side,
+                planned.write.clone(),
+                (**dup).clone(),
+            ))),
             Verdict::Rejected { code, message } => {
                 refused = Some(batch::rejected(item, planned.side, *code, message));
                 State::Done
