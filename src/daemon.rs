@@ -483,6 +483,7 @@ impl Handle {
             unresolved_conflicts: open + halted,
             pending_documents: outbox.all,
             pending_inbox: inbox.all,
+            held_documents: outbox.conflict + outbox.failed + inbox.conflict + inbox.failed,
             failed_documents: outbox.failed + inbox.failed,
             is_online: link.is_online(),
             is_syncing: shared.in_flight.load(Ordering::Relaxed) > 0 || shared.runs.is_owned(),
