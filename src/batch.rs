@@ -231,7 +231,9 @@ async fn decide_all(
         };
         let mut decision = decide::decide(view, rules);
         if shared.failpoints.mutated("lww_silent")
-            && let Decision::Hold(_) | Decision::Settle(_, Some(_)) = decision
+            && let Decision::Hold(_)
+            | Decision::Settle(_, Some(_))
+            | Decision::Settle(Target::Merged(_), _) = decision
         {
             decision = Decision::Settle(Target::Local, None);
         }

@@ -23,7 +23,7 @@ use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 use crate::store::{self, Store, StoreError, queue, records};
 use crate::{
-    conflicts, halt, identity, probe, pull, reconcile, recorder, runs, stamp, tail, worker,
+    conflicts, disk, halt, identity, probe, pull, reconcile, recorder, runs, stamp, tail, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -150,6 +150,7 @@ impl Daemon {
         task!("stamper", stamp::run(shared.clone()));
         task!("probe", probe::run(shared.clone()));
         task!("watch", watch(self.handle.clone()));
+        task!("disk", disk::run(shared.clone()));
         if config.remote_uri.is_some() {
             if config.pull.follow {
                 for db in &config.databases {

@@ -18,7 +18,7 @@
 //! where to look: [`tail`], [`pull`], [`reconcile`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
-//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`];
+//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
@@ -38,6 +38,7 @@ pub mod control;
 pub mod daemon;
 pub mod decide;
 pub mod demo;
+pub mod disk;
 pub mod dispatch;
 pub mod exact;
 pub mod failpoint;

@@ -9,7 +9,7 @@ use crate::batch::{self, Item, Planned, State};
 use crate::config::Policy;
 use crate::conflicts::{self, Found};
 use crate::decide::Side;
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::guard::{Form, Verdict};
 use crate::key::Key;
 use crate::retry::delay_of_attempt;
@@ -38,9 +38,14 @@ pub(crate) enum Settlement {
     Deferred { work: Work, wait: Duration },
 }
 
-/// The store failing is ours, not a side's.
+/// The store failing is ours, not a side's. A full disk is waited out (R22); anything else ends the
+/// process, and the next start looks at the file.
 pub(crate) fn store_failed(e: crate::store::StoreError) -> Failure {
-    Failure::fatal(e.to_string())
+    let mut failure = Failure::fatal(e.to_string());
+    if e.is_disk() {
+        failure.class = Class::Transient;
+    }
+    failure
 }
 
 /// Stores settlements, all in one transaction.

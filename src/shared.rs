@@ -66,6 +66,8 @@ pub struct Shared {
     pub stream_moved: Notify,
     /// Clock of a side minus ours in ms: local, remote.
     offsets: [AtomicI64; 2],
+    /// The queue or the disk is at its limit (R22).
+    pub degraded: AtomicBool,
     /// The remote offers no change stream.
     pub no_stream: AtomicBool,
     /// Whether `pause` is in force.
@@ -190,6 +192,7 @@ impl Shared {
             streams: Mutex::default(),
             stream_moved: Notify::new(),
             offsets: [AtomicI64::new(0), AtomicI64::new(0)],
+            degraded: AtomicBool::new(false),
             no_stream: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             runs: Runs::default(),

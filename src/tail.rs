@@ -6,6 +6,7 @@
 //! that starts a reconcile (R11).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, Timestamp, doc};
@@ -18,6 +19,7 @@ use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
 use crate::raw;
 use crate::retry::Retry;
+use crate::settle::store_failed;
 use crate::shared::{OWN_COLLECTIONS, Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
@@ -65,30 +67,27 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
         };
         shared.set_stream(side, &db, false, None);
         let Err(stop) = outcome else { continue };
-        match stop {
-            Stop::Store(error) => return Err(Failure::fatal(error.to_string())),
-            Stop::Failure(failure) => {
-                shared.note::<()>(side, &Err(failure.clone()));
-                if failure.class == Class::HistoryLost {
-                    lose_history(&shared, side, &db, &failure).await?;
-                    continue;
-                }
-                let topic = format!("stream:{}:{db}", side.name());
-                if side == Side::Local || !failure.is_offline() {
-                    shared.notice(
-                        &topic,
-                        Some(format!(
-                            "the {} database's changes can't be read: {failure}",
-                            side.name()
-                        )),
-                    );
-                }
-                let delay = retry.next_delay();
-                tokio::select! {
-                    () = shared.cancel.cancelled() => break,
-                    () = tokio::time::sleep(delay) => {}
-                }
-            }
+        let failure = match stop {
+            Stop::Store(error) if !error.is_disk() => return Err(store_failed(error)),
+            Stop::Store(error) => store_failed(error),
+            Stop::Failure(failure) => failure,
+        };
+        shared.note::<()>(side, &Err(failure.clone()));
+        if failure.class == Class::HistoryLost {
+            lose_history(&shared, side, &db, &failure).await?;
+            continue;
+        }
+        if side == Side::Local || !failure.is_offline() {
+            let text = format!(
+                "the {} database's changes can't be read: {failure}",
+                side.name()
+            );
+            shared.notice(&format!("stream:{}:{db}", side.name()), Some(text));
+        }
+        let delay = retry.next_delay();
+        tokio::select! {
+            () = shared.cancel.cancelled() => break,
+            () = tokio::time::sleep(delay) => {}
         }
     }
     Ok(())
@@ -415,13 +414,20 @@ async fn commit(
         shared.failpoints.crash("token_before_enq");
     }
     let failpoints = shared.clone();
+    // At the limit only the fact that something changed is kept (R22).
+    let degraded = any && shared.degraded.load(Ordering::Relaxed);
+    let flag = reconcile_name(db);
     shared
         .store
         .call(move |c| {
-            queue::enqueue(c, side, &changes, now)?;
+            if degraded {
+                store::set_meta(c, &flag, "queue was full")?;
+            } else {
+                queue::enqueue(c, side, &changes, now)?;
+            }
             failpoints.failpoints.crash("enq_before_token");
             store::set_meta(c, &name, token)?;
-            if stamp_pending {
+            if stamp_pending && !degraded {
                 for change in &changes {
                     records::put_stamp(c, &change.key, &change.id)?;
                 }
