@@ -268,7 +268,9 @@ async fn read(
         }
         shared.note(side, &Ok(()));
         retry.reset();
-        if pending.len() >= EVENTS || (ended && !pending.is_empty()) {
+        // A stream that ends does so by its invalidate event, whose position gets over it next time.
+        let last = ended || !stream.is_alive();
+        if pending.len() >= EVENTS || (last && !pending.is_empty()) {
             commit(shared, side, db, std::mem::take(&mut pending)).await?;
         }
         if ended {
