@@ -443,13 +443,15 @@ async fn write_all(
     failed.map_or(Ok(()), Err)
 }
 
-/// The mutation `unguarded`: takes whatever stands there now for what was expected.
+/// The mutation `unguarded`: takes whatever stands there now for what was expected. Others get some
+/// time to write in between, which a guard would notice.
 async fn believe_anything(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &[Item],
     planned: &mut [Planned],
 ) -> Result<(), Failure> {
+    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
     for p in planned {
         let ns = &items[p.item].ns;
         let endpoint = shared.endpoint(p.side)?;
