@@ -434,6 +434,10 @@ async fn write_all(
         )
         .await;
         shared.failpoints.crash("after_write_before_ack");
+        if shared.failpoints.mutated("clear_noseq") {
+            // The mutation matters to an edit that comes in while the answer is on its way.
+            tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        }
         let failure = outcome.failure.clone();
         shared.note(side, &failure.clone().map_or(Ok(()), Err));
         settle::verdicts(shared, settings, items, group, outcome.verdicts).await?;

@@ -134,13 +134,13 @@ async fn lose_history(
     Ok(())
 }
 
-fn pipeline(settings: &crate::shared::Settings) -> Vec<Document> {
+fn pipeline(shared: &Shared, settings: &crate::shared::Settings) -> Vec<Document> {
     // Only plain names are left out on the server; globs are matched here. `$nin` lets events
     // without a collection (invalidate, dropDatabase) through.
     let plain = |g: &&String| !g.contains(['*', '?', '[', '{', '.', '\\']);
     let mut never: Vec<_> = OWN_COLLECTIONS.iter().map(ToString::to_string).collect();
     never.extend(settings.config.sync.exclude.iter().filter(plain).cloned());
-    vec![
+    let mut stages = vec![
         doc! {"$match": {"ns.coll": {"$nin": never}}},
         doc! {"$project": {
             "operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1,
@@ -149,7 +149,16 @@ fn pipeline(settings: &crate::shared::Settings) -> Vec<Document> {
                 "$updateDescription", "$$REMOVE",
             ]},
         }},
-    ]
+    ];
+    if shared.failpoints.mutated("stamp") {
+        // The mutation: an event whose document carries our stamp is taken for our own.
+        let status = format!("$fullDocument.{}", settings.config.fields.sync_status);
+        let body =
+            doc! {"_id": 1, "ns": 1, "operationType": 1, "documentKey._id": 1, "tag": status};
+        stages.truncate(1);
+        stages.push(doc! {"$project": body});
+    }
+    stages
 }
 
 /// The saved position, or a fresh one: now. A database seen for the first time asks for a first sync.
@@ -190,7 +199,7 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     let database = endpoint.client.database(db);
     let watch = database
         .watch()
-        .pipeline(pipeline(&settings))
+        .pipeline(pipeline(shared, &settings))
         .max_await_time(AWAIT);
     let fresh = position.as_ref().err().copied();
     let watch = match position {
@@ -310,6 +319,9 @@ enum Event {
 
 fn parse(event: &RawDocument, settings: &crate::shared::Settings, db: &str) -> Event {
     let kind = event.get_str("operationType").unwrap_or_default();
+    if event.get_str("tag").is_ok_and(|tag| tag == "synced") {
+        return Event::Nothing;
+    }
     let coll = event
         .get_document("ns")
         .ok()
