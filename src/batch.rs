@@ -4,6 +4,8 @@
 //! side is known to have changed, which saves reading it: the guard finds out (R6). What the guard
 //! refuses is looked at again, with both sides read.
 
+mod read;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -141,7 +143,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         if items.iter().all(|i| i.state != State::Look) {
             break;
         }
-        read(shared, &mut items, look > 0).await?;
+        read::read(shared, &mut items, look > 0).await?;
         let planned = decide_all(shared, &settings, &mut items).await?;
         if !planned.is_empty() {
             write_all(shared, &settings, &mut items, planned).await?;
@@ -154,42 +156,6 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         .map(|i| i.work)
         .collect();
     settle::put_back(shared, left, delay_of_attempt(&settings.config.retry, 1)).await
-}
-
-/// Reads what has to be known. Both sides at once, a collection after the other.
-async fn read(shared: &Arc<Shared>, items: &mut [Item], again: bool) -> Result<(), Failure> {
-    let mut by_ns: HashMap<u32, Vec<usize>> = HashMap::new();
-    for (i, item) in items.iter_mut().enumerate() {
-        if item.state == State::Look {
-            item.remote_known = again || item.work.inbox.is_some() || item.work.intent.is_some();
-            by_ns.entry(item.ns.number).or_default().push(i);
-        }
-    }
-    let remote = shared.endpoint(Side::Remote)?;
-    for indexes in by_ns.into_values() {
-        let ns = items[indexes[0]].ns.clone();
-        let ids = |known_only: bool| {
-            indexes
-                .iter()
-                .map(|i| &items[*i])
-                .filter(move |i| !known_only || i.remote_known)
-                .map(|i| &i.work.id)
-        };
-        let local_read = shared.local.read(&ns.db, &ns.coll, ns.number, ids(false));
-        let remote_read = remote.read(&ns.db, &ns.coll, ns.number, ids(true));
-        let (mut local, remote) = tokio::join!(local_read, remote_read);
-        if indexes.iter().any(|i| items[*i].remote_known) {
-            shared.note(Side::Remote, &remote);
-        }
-        let mut remote = remote?;
-        let local = local.as_mut().map_err(|f| f.clone())?;
-        for i in indexes {
-            let item = &mut items[i];
-            item.local = local.remove(&item.work.key);
-            item.remote = remote.remove(&item.work.key);
-        }
-    }
-    Ok(())
 }
 
 /// Decides every item that was read, stores what needs no write and the intents of what does.
@@ -403,6 +369,7 @@ async fn write_all(
     items: &mut [Item],
     mut planned: Vec<Planned>,
 ) -> Result<(), Failure> {
+    crate::halt::hold_vanished(shared, items, &mut planned).await?;
     crate::unique::configured::check(shared, settings, items, &mut planned).await?;
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
@@ -440,6 +407,17 @@ async fn write_all(
         }
         let failure = outcome.failure.clone();
         shared.note(side, &failure.clone().map_or(Ok(()), Err));
+        let refused = failure
+            .as_ref()
+            .is_some_and(|f| f.code == Some(crate::failure::UNAUTHORIZED));
+        let text = || {
+            format!(
+                "the user of the {} database may not write to {}: give it readWrite",
+                side.name(),
+                ns.shown
+            )
+        };
+        shared.notice(&format!("rights:{}", side.name()), refused.then(text));
         settle::verdicts(shared, settings, items, group, outcome.verdicts).await?;
         shared.failpoints.crash("after_base");
         failed = failed.or(failure.filter(Failure::is_offline));

@@ -16,7 +16,7 @@ use crate::command::{
 };
 use crate::config::Config;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, Reason};
+use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::retry::Retry;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
@@ -221,7 +221,7 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
                     ));
                 }
                 Class::Fatal => return Err(DaemonError::Refused(failure.what)),
-                Class::Rejected if failure.code == Some(13) => {
+                _ if failure.code == Some(UNAUTHORIZED) => {
                     return Err(DaemonError::Local(
                         "the user in local.uri may not read its state: give it the rights named in the README",
                     ));

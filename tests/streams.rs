@@ -102,6 +102,51 @@ async fn wait_reconciled(daemon: &Daemon) {
 }
 
 #[tokio::test]
+async fn r13_what_was_queued_before_a_drop_deletes_nothing() {
+    // GIVEN edits that wait in the queue
+    let world = World::new("r13_queued").await;
+    let mut daemon = world.start().await;
+    let (here, there) = both(&world, "c");
+    let docs = || (0..20).map(|i| doc! {"_id": i, "v": 0});
+    here.insert_many(docs()).await.unwrap();
+    world.wait_converged(&daemon).await;
+    daemon
+        .post("/api/sync/pause", serde_json::json!({}))
+        .await
+        .unwrap();
+    here.update_many(doc! {}, doc! {"$set": {"v": 1}})
+        .await
+        .unwrap();
+    daemon.wait_status("pendingDocuments", |n| *n == 20).await;
+    daemon.kill9();
+    // WHEN the collection is dropped, and capture has much to read before it comes to that
+    let many = (0..30_000).map(|i| doc! {"_id": i});
+    world
+        .local
+        .collection("many")
+        .insert_many(many)
+        .await
+        .unwrap();
+    here.drop().await.unwrap();
+    daemon.respawn();
+    wait_until(common::SOON, "it goes on", async || {
+        let answer = daemon
+            .post("/api/sync/resume", serde_json::json!({}))
+            .await?;
+        (answer.status == 200)
+            .then_some(())
+            .ok_or_else(|| answer.body.to_string())
+    })
+    .await;
+    // THEN that is a drop like any other
+    daemon.wait_status("unresolvedConflicts", |n| *n == 1).await;
+    daemon
+        .wait_status_within(PATIENT, "pendingDocuments", |n| *n == 20)
+        .await;
+    assert_eq!(there.count_documents(doc! {"v": 0}).await.unwrap(), 20);
+}
+
+#[tokio::test]
 async fn r13_a_renamed_collection_is_held_and_the_other_side_stays() {
     let world = World::new("r13_rename").await;
     let daemon = world.start().await;

@@ -106,6 +106,12 @@ impl Settings {
         self.set("api.token", &format!("{token:?}"))
     }
 
+    /// Listens on another port, where a test has several daemons.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self.set("api.listen", &format!("\"127.0.0.1:{port}\""))
+    }
+
     /// Names configuration, state and log files, where a test has several daemons.
     pub fn label(mut self, label: &str) -> Self {
         self.label = label.into();
