@@ -236,6 +236,9 @@ pub fn reason_of_io(e: &std::io::Error) -> Reason {
         }
         // rustls reports a failed handshake as invalid data.
         K::InvalidData => Reason::Tls,
+        // The resolver's failures have no kind of their own: theirs is a nameless one, without a
+        // number of the system.
+        kind if e.raw_os_error().is_none() && format!("{kind:?}") == "Uncategorized" => Reason::Dns,
         _ => Reason::Offline,
     }
 }
@@ -243,6 +246,17 @@ pub fn reason_of_io(e: &std::io::Error) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_cant_be_resolved_is_told_from_a_broken_connection() {
+        use std::net::ToSocketAddrs;
+        let error = ("nowhere.invalid", 27017).to_socket_addrs().unwrap_err();
+        assert_eq!(reason_of_io(&error), Reason::Dns);
+        let error = std::io::Error::from_raw_os_error(104);
+        assert_eq!(reason_of_io(&error), Reason::Offline);
+        let error = std::io::Error::other("closed");
+        assert_eq!(reason_of_io(&error), Reason::Offline);
+    }
 
     #[test]
     fn lost_history_is_told_from_an_election() {
