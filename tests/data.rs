@@ -5,7 +5,7 @@
 mod common;
 
 use common::kit::{
-    both, converged_without_conflict, cut, heal, raw_docs, the_conflict, wait_content,
+    both, converged_without_conflict, cut, dealt_with, heal, raw_docs, the_conflict, wait_content,
 };
 use common::{Daemon, World, wait_for};
 use mongodb::Database;
@@ -15,6 +15,7 @@ use mongodb::bson::{
     RawDocumentBuf, Regex, Timestamp, doc, oid::ObjectId,
 };
 use sangam::raw::{self, Writer};
+use serde_json::json;
 
 /// Puts a document into a database exactly as it is; `insert` would fill in a `Timestamp(0, 0)`.
 async fn put(db: &Database, coll: &str, document: &[u8]) {
@@ -365,7 +366,8 @@ struct DbPointerId;
 
 impl DbPointerId {
     fn bson() -> Bson {
-        let json = serde_json::json!({"$dbPointer": {"$ref": "db.c", "$id": {"$oid": "64e000000000000000000000"}}});
+        let json =
+            json!({"$dbPointer": {"$ref": "db.c", "$id": {"$oid": "64e000000000000000000000"}}});
         let pointer: Bson = json.as_object().unwrap().clone().try_into().unwrap();
         assert!(matches!(pointer, Bson::DbPointer(DbPointer { .. })));
         pointer
@@ -396,9 +398,7 @@ async fn r14_every_type_of_id_both_ways() {
     assert_eq!(here.count_documents(doc! {"v": 1}).await.unwrap(), count);
     // AND a comparison of everything finds nothing to do, and their deletion arrives
     wait_for("a reconcile", async || {
-        let answer = daemon
-            .post("/api/sync/reconcile", serde_json::json!({}))
-            .await;
+        let answer = daemon.post("/api/sync/reconcile", json!({})).await;
         answer.is_ok_and(|a| a.status == 200)
     })
     .await;
@@ -474,6 +474,71 @@ async fn r14_documents_up_to_the_servers_limit() {
     // THEN both sides have it
     converged_without_conflict(&world, &daemon).await;
     assert_eq!(here.count_documents(doc! {}).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn r21_odd_versions_are_kept_on_record_as_they_are() {
+    // GIVEN odd documents that clash
+    let world = World::new("odd_records").await;
+    let daemon = world.start().await;
+    daemon.post("/api/sync/pause", json!({})).await.unwrap();
+    clashing(&world, 0).await;
+    daemon.post("/api/sync/resume", json!({})).await.unwrap();
+    let count = odd().len();
+    daemon
+        .wait_status("unresolvedConflicts", |n| *n == count)
+        .await;
+    dealt_with(&daemon).await;
+    records_hold_both_sides(&world).await;
+    // WHEN both versions of each become others while they are held
+    for round in 1..4 {
+        daemon.post("/api/sync/pause", json!({})).await.unwrap();
+        clashing(&world, round * 5 - 4).await;
+        daemon.post("/api/sync/resume", json!({})).await.unwrap();
+        dealt_with(&daemon).await;
+        // THEN the records follow, and no server has come to harm
+        records_hold_both_sides(&world).await;
+    }
+}
+
+/// Makes the documents anew on both sides, each with the odd fields of one `shift` behind it, and
+/// different all the same.
+async fn clashing(world: &World, shift: usize) {
+    let odd = odd();
+    for (db, from) in [(&world.local, "local"), (&world.remote, "remote")] {
+        db.collection::<Document>("c")
+            .delete_many(doc! {})
+            .await
+            .unwrap();
+        for (i, (name, _)) in odd.iter().enumerate() {
+            let mut w = Writer::new();
+            for e in raw::elements(&with_id(name, &odd[(i + shift) % odd.len()].1)) {
+                w.whole(e.unwrap().whole);
+            }
+            w.str("from", from);
+            put(db, "c", &w.finish()).await;
+        }
+    }
+}
+
+/// Each record has the two documents byte for byte, sync fields aside.
+async fn records_hold_both_sides(world: &World) {
+    for (db, body) in [
+        (&world.local, "localDocument"),
+        (&world.remote, "remoteDocument"),
+    ] {
+        let records = raw_docs(&world.local, "conflict_logs").await;
+        let held: Vec<RawDocumentBuf> = records
+            .iter()
+            .map(|r| {
+                sangam::compare::content(r.get_document(body).unwrap(), &world.fields).unwrap()
+            })
+            .map(|d| RawDocumentBuf::from_bytes(d).unwrap())
+            .collect();
+        for d in contents(world, db).await {
+            assert!(held.contains(&d), "{body} of none: {d:?}");
+        }
+    }
 }
 
 #[tokio::test]
