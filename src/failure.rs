@@ -162,6 +162,9 @@ impl Failure {
     }
 }
 
+/// The server's `Unauthorized`.
+pub const UNAUTHORIZED: i32 = 13;
+
 /// The table. Codes are those of the server's `error_codes.yml`.
 pub fn class_of_code(code: i32) -> Class {
     match code {
@@ -172,9 +175,10 @@ pub fn class_of_code(code: i32) -> Class {
         // NotWritablePrimary, InterruptedAtShutdown, InterruptedDueToReplStateChange,
         // NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, SocketException, MaxTimeMSExpired,
         // ExceededTimeLimit, WriteConflict, LockTimeout, NoSuchTransaction, WriteConcernTimeout, CursorNotFound,
-        // ReadConcernMajorityNotAvailableYet, SnapshotUnavailable, Interrupted
-        6 | 7 | 89 | 91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436 | 9001 | 50 | 262 | 112
-        | 24 | 251 | 64 | 43 | 134 | 246 | 11601 => Class::Transient,
+        // ReadConcernMajorityNotAvailableYet, SnapshotUnavailable, Interrupted.
+        // Unauthorized is a matter of set-up, not of the document: tried again until it is put right.
+        UNAUTHORIZED | 6 | 7 | 89 | 91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436 | 9001
+        | 50 | 262 | 112 | 24 | 251 | 64 | 43 | 134 | 246 | 11601 => Class::Transient,
         // ChangeStreamHistoryLost, CappedPositionLost, ChangeStreamFatalError, InvalidResumeToken
         286 | 136 | 280 | 260 => Class::HistoryLost,
         // $changeStream is only supported on replica sets.

@@ -84,7 +84,7 @@ pub enum Verdict {
     /// The document is not what we believed; nothing was written.
     Modified,
     /// A unique index other than `_id` stands in the way; nothing was written.
-    Duplicate(Duplicate),
+    Duplicate(Box<Duplicate>),
     /// The server refuses the document; nothing was written.
     Rejected {
         /// The server's code.
@@ -381,11 +381,11 @@ pub fn verdict_of(e: &Document) -> Verdict {
             if pattern.len() == 1 && pattern.contains_key("_id") {
                 return Verdict::Modified;
             }
-            Verdict::Duplicate(Duplicate {
+            Verdict::Duplicate(Box::new(Duplicate {
                 pattern,
                 value: e.get_document("keyValue").cloned().unwrap_or_default(),
                 collation: e.get_document("collation").cloned().ok(),
-            })
+            }))
         }
         _ if class_of_code(code) == Class::Transient => Verdict::Unknown { late: false },
         _ => Verdict::Rejected {

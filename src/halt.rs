@@ -1,5 +1,6 @@
 //! Halted collections: a dropped or renamed collection is never propagated silently (R13).
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,12 +124,9 @@ pub(crate) async fn hold_vanished(
     let mut held: HashMap<(Side, u32), bool> = HashMap::new();
     for p in planned.iter().filter(|p| p.write.new.is_none()) {
         let (from, ns) = (p.side.other(), &items[p.item].ns);
-        if !held.contains_key(&(from, ns.number)) {
+        if let Entry::Vacant(entry) = held.entry((from, ns.number)) {
             let vanished = is_vanished(shared, from, ns).await?;
-            held.insert(
-                (from, ns.number),
-                vanished && !is_known(shared, from, ns).await,
-            );
+            entry.insert(vanished && !is_known(shared, from, ns).await);
         }
     }
     let mut left = Vec::new();

@@ -68,12 +68,20 @@ impl RunError {
 
 /// Runs until TERM or INT. `file` is what `--config` named, for `reload`.
 ///
-/// The API is bound before the engine starts and nothing has been changed when an error of starting
-/// comes back. Stopping doesn't drain: what is queued is on disk.
+/// The state is opened first, so that a second daemon on it is told so, then the API is bound; no
+/// database has been contacted when an error of either comes back. Stopping doesn't drain: what is queued is on disk.
 pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> {
     let config = loaded.config;
     let stop = CancellationToken::new();
     let commands = signals::install(stop.clone()).map_err(RunError::Signals)?;
+
+    let Some(started) = stop
+        .run_until_cancelled(Box::pin(daemon::start(config.clone())))
+        .await
+    else {
+        return Ok(());
+    };
+    let daemon = started?;
     let api = bind(&config).await?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -84,14 +92,6 @@ pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> 
             .map_or_else(|_| String::new(), |a| a.to_string())),
         "starting"
     );
-
-    let Some(started) = stop
-        .run_until_cancelled(Box::pin(daemon::start(config.clone())))
-        .await
-    else {
-        return Ok(());
-    };
-    let daemon = started?;
     let control_file = config.control_file.clone();
     let dispatcher = Dispatcher::new(daemon.handle(), config, file);
 

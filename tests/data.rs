@@ -248,7 +248,7 @@ async fn odd_documents_travel(stamp: bool) {
         world.fields.sync_status = "-".into();
     }
     let mut expected = Vec::new();
-    let mut put_all = async |when: &str, expected: &mut Vec<Vec<u8>>| {
+    let put_all = async |when: &str, expected: &mut Vec<Vec<u8>>| {
         for (db, from) in [(&world.local, "local"), (&world.remote, "remote")] {
             for (name, fields) in odd() {
                 let d = with_id(&format!("{when} {from} {name}"), &fields);
