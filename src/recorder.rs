@@ -81,20 +81,9 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
                 .value("$eq", 0x07, &record.id)
                 .close()
                 .close();
-            w.open_array("u")
-                .open("0")
-                .open("$replaceWith")
-                .open_array("$mergeObjects");
-            w.str("0", "$$ROOT")
-                .open("1")
-                .doc("$literal", &record.doc)
-                .close();
-            w.close()
-                .close()
-                .close()
-                .close()
-                .bool("upsert", true)
-                .close();
+            // Not by pipeline: bodies may have duplicate names, see `guard::form`.
+            w.open("u").doc("$set", &record.doc).close();
+            w.bool("upsert", true).close();
             taken.push(record.n);
         }
         let reply = shared.local.run(&db, w.command()).await?;
