@@ -55,6 +55,7 @@ pub(crate) struct Namespace {
     pub(crate) db: String,
     pub(crate) coll: String,
     pub(crate) shown: String,
+    pub(crate) sync_fields: Vec<String>,
 }
 
 /// A write that was decided.
@@ -113,6 +114,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
                     db,
                     coll,
                     shown,
+                    sync_fields: settings.sync_fields.clone(),
                 });
                 namespaces.insert(n, ns.clone());
                 ns
@@ -348,6 +350,7 @@ fn found(item: &Item, clash: &Clash) -> Found {
         fields: clash.fields.clone(),
         other: None,
         notes,
+        sync_fields: item.ns.sync_fields.clone(),
     }
 }
 
