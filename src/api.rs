@@ -158,7 +158,10 @@ impl IntoResponse for ApiError {
 impl From<CommandError> for ApiError {
     fn from(error: CommandError) -> Self {
         let status = match error {
-            CommandError::Busy => StatusCode::CONFLICT,
+            CommandError::Busy | CommandError::Refused(_) | CommandError::Changed { .. } => {
+                StatusCode::CONFLICT
+            }
+            CommandError::NotFound(_) => StatusCode::NOT_FOUND,
             CommandError::NotConfigured | CommandError::Offline(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

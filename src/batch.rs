@@ -303,7 +303,7 @@ fn settle_intent(
 
 /// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
 /// have changed further ones.
-fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
+pub(crate) fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
     if actual == intent.new.as_deref() {
         return true;
     }

@@ -172,7 +172,7 @@ impl From<CommandError> for Failure {
         let exit_code = match error {
             CommandError::NotConfigured | CommandError::Offline(_) => 69,
             CommandError::BadRequest(_) => 2,
-            CommandError::Busy | CommandError::Failed(_) => 1,
+            _ => 1,
         };
         Self::new(error, None, exit_code)
     }

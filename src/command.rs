@@ -226,6 +226,20 @@ pub enum CommandError {
     /// A collection that is not synced was named (400).
     #[error("{0}")]
     BadRequest(String),
+    /// No such thing (404).
+    #[error("{0}")]
+    NotFound(String),
+    /// It can't be done as things are (409).
+    #[error("{0}")]
+    Refused(String),
+    /// Something changed since it was shown; nothing was written (409).
+    #[error("{message}")]
+    Changed {
+        /// What to do.
+        message: String,
+        /// The new state, as the API shows it.
+        state: Box<serde_json::Value>,
+    },
     /// Anything else (500).
     #[error("{0}")]
     Failed(String),

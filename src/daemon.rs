@@ -23,7 +23,7 @@ use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 use crate::store::{self, Store, StoreError, queue, records};
 use crate::{
-    conflicts, halt, identity, probe, pull, reconcile, recorder, runs, stamp, tail, worker,
+    conflicts, halt, identity, probe, pull, reconcile, recorder, ruling, runs, stamp, tail, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -100,6 +100,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         shared.runs.set_last(run);
     }
     halt::load(&shared).await?;
+    ruling::load(&shared).await?;
     Ok(Daemon {
         handle: Handle {
             shared: Arc::new(shared),
@@ -161,6 +162,7 @@ impl Daemon {
             task!("pull", pull::run(shared.clone()));
             task!("worker", worker::run(shared.clone()));
             task!("reconcile", reconcile::run(shared.clone()));
+            task!("rulings", ruling::run(shared.clone()));
         } else {
             shared.notice("remote", Some(CommandError::NotConfigured.to_string()));
         }
@@ -310,6 +312,11 @@ fn time(ms: i64) -> DateTime<Utc> {
 }
 
 impl Handle {
+    /// What all tasks share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Sends and fetches everything now and waits until it is done; the run's counts. The work goes
     /// on if the caller stops waiting.
     pub async fn sync(

@@ -1,5 +1,6 @@
 //! Sangam keeps a local MongoDB replica set and a remote one equal, both ways.
 
+pub mod advice;
 pub mod api;
 pub mod batch;
 pub mod cli;
@@ -22,8 +23,10 @@ pub mod guard;
 pub mod halt;
 pub mod identity;
 pub mod key;
+pub mod lift;
 pub mod link;
 pub mod log;
+pub mod many;
 pub mod mongod;
 pub mod notify;
 pub mod probe;
@@ -33,7 +36,9 @@ pub mod raw;
 pub mod reconcile;
 pub mod recorder;
 pub mod resolution;
+pub mod resolve;
 pub mod retry;
+pub mod ruling;
 pub mod run;
 pub mod runs;
 pub(crate) mod settle;
@@ -43,7 +48,10 @@ pub mod signals;
 pub mod stamp;
 pub mod store;
 pub mod tail;
+pub mod trial;
+pub mod undo;
 pub(crate) mod unique;
 pub mod value;
+pub mod view;
 pub mod words;
 pub mod worker;
