@@ -48,7 +48,10 @@ impl Facts<'_> {
     /// The side with the later change, if both tell.
     pub fn newest(&self) -> Option<Side> {
         let at = |doc: Option<&[u8]>| millis(&raw::get(doc?, self.updated_at.as_bytes())?);
-        let (local, remote) = (at(self.local)?, at(self.remote)?.saturating_sub(self.skew_ms));
+        let (local, remote) = (
+            at(self.local)?,
+            at(self.remote)?.saturating_sub(self.skew_ms),
+        );
         match local.cmp(&remote) {
             std::cmp::Ordering::Greater => Some(Side::Local),
             std::cmp::Ordering::Less => Some(Side::Remote),
@@ -185,7 +188,11 @@ impl Facts<'_> {
         };
         vec![
             self.way(keeps, None, "keep the document that was changed"),
-            self.way(deletes, None, "delete it on both sides; it stays in the record"),
+            self.way(
+                deletes,
+                None,
+                "delete it on both sides; it stays in the record",
+            ),
         ]
     }
 

@@ -25,7 +25,7 @@ pub enum Command {
 }
 
 /// Why a sync run was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
     /// A person asked.
@@ -41,7 +41,7 @@ pub enum Trigger {
 }
 
 /// State of a sync run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
     /// Still going.
@@ -55,7 +55,7 @@ pub enum RunStatus {
 }
 
 /// One pass: the record in `sync_logs` and the answer to `sync`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncRun {
     /// When it began.
@@ -83,7 +83,7 @@ pub struct SyncRun {
 }
 
 /// State of the link as an owner understands it.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LinkStatus {
     /// `online`, `interrupted`, `offline` or `not_configured`.
@@ -102,7 +102,7 @@ pub struct LinkStatus {
 }
 
 /// Answer to `status`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// End of the last sync run.
@@ -156,7 +156,7 @@ pub struct Status {
 }
 
 /// How far a comparison is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     /// `first_sync`, `reconcile` or `verify`.
@@ -170,7 +170,7 @@ pub struct Progress {
 }
 
 /// Answer to `network-status`; names as in the service it replaces.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NetworkStatus {
     /// The daemon runs.
     pub is_running: bool,
@@ -183,7 +183,7 @@ pub struct NetworkStatus {
 }
 
 /// One waiting document, as `queue` lists it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QueueEntry {
     /// `outbox` or `inbox`.
@@ -191,6 +191,7 @@ pub struct QueueEntry {
     /// Collection, `db.collection` when several databases are synced.
     pub collection: String,
     /// `_id` as extended JSON.
+    #[schema(value_type = Value)]
     pub id: serde_json::Value,
     /// When the change was first seen.
     pub since: DateTime<Utc>,
@@ -201,7 +202,7 @@ pub struct QueueEntry {
 }
 
 /// Answer to `queue`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Queue {
     /// Documents in the outbox, held ones included.
     pub outbox: u64,

@@ -17,6 +17,7 @@ use crate::command::{
 use crate::config::Config;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
+use crate::overrides::Overrides;
 use crate::retry::Retry;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
@@ -78,6 +79,7 @@ pub struct Daemon {
 /// Opens the state. Contacts no server: that is [`Daemon::run_until`]'s business.
 pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     let store = Store::open(&config.state_dir)?;
+    let config = store.call(Overrides::load).await?.apply(config);
     let timeout = config.probe.timeout;
     let local = Endpoint::connect(Side::Local, &config.local_uri, timeout)
         .await

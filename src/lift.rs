@@ -127,7 +127,12 @@ impl Pass<'_> {
             };
             after = last.as_bytes().to_vec();
             let there = endpoint
-                .read(self.names.0, self.names.1, ns, chunk.iter().map(|(_, id, _)| id))
+                .read(
+                    self.names.0,
+                    self.names.1,
+                    ns,
+                    chunk.iter().map(|(_, id, _)| id),
+                )
                 .await;
             shared.note(self.halt.side, &there);
             let there: HashSet<Key> = there?.into_keys().collect();

@@ -121,9 +121,7 @@ pub async fn resolve_many(
         let (from, wanted, kind) = (after.clone(), namespaces.clone(), selection.kind);
         let page = shared
             .store
-            .call(move |c| {
-                cases::page(c, &from, kind.map(Kind::name), wanted.as_deref(), limit)
-            })
+            .call(move |c| cases::page(c, &from, kind.map(Kind::name), wanted.as_deref(), limit))
             .await?;
         let Some(last) = page.last() else { break };
         after = last.to_vec();
@@ -201,9 +199,9 @@ async fn auto(shared: &Arc<Shared>, id: ObjectId, who: &str) -> Result<Done, Com
         attempt: 0,
     };
     let now = Utc::now().timestamp_millis() + shared.offset(Side::Local);
-    let age = local.and_then(created_at).map(|at| {
-        Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0))
-    });
+    let age = local
+        .and_then(created_at)
+        .map(|at| Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0)));
     let blocked = match &sight.mine.local {
         Some(doc) if sight.kind == Kind::UniqueField => {
             let place = Place {
@@ -228,7 +226,11 @@ async fn auto(shared: &Arc<Shared>, id: ObjectId, who: &str) -> Result<Done, Com
                 .call(move |c| ruling::look_again(c, &keys))
                 .await?;
             shared.wake.notify_one();
-            return Ok(("resolved", None, "nothing is in the way any more; it is tried again".into()));
+            return Ok((
+                "resolved",
+                None,
+                "nothing is in the way any more; it is tried again".into(),
+            ));
         }
         Auto::Rename(why) => (Strategy::RenameLocal, why),
         Auto::KeepRemote(why) => (Strategy::KeepRemote, why),

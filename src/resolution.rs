@@ -16,7 +16,16 @@ use crate::value::{self, Value};
 
 /// How a conflict is settled.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+    utoipa::ToSchema,
 )]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -228,7 +237,8 @@ impl Case<'_> {
             (None, Some(_)) if value.is_none() => return Ok(self.keep_remote()),
             _ => return Err(unfit("one side has no document that could take the value")),
         };
-        let Some(merge) = Merge::new(m.base.as_deref(), local, remote, self.rules.updated_at) else {
+        let Some(merge) = Merge::new(m.base.as_deref(), local, remote, self.rules.updated_at)
+        else {
             return Err(unfit(
                 "these documents can't be merged by field (a name comes twice); choose keep_local or keep_remote",
             ));
@@ -306,7 +316,11 @@ impl Case<'_> {
                 "{} needs a new value for {}, since {} is taken: give it with --value (newValue)",
                 strategy.name(),
                 self.fields.join(" + "),
-                if self.fields.len() == 1 { "the present one" } else { "the present combination" }
+                if self.fields.len() == 1 {
+                    "the present one"
+                } else {
+                    "the present combination"
+                }
             )));
         };
         let renamed = self.with_value(local, value)?;
@@ -412,12 +426,7 @@ const YOUNG: Duration = Duration::from_secs(3600);
 
 /// The order of the design, section 6. `age`: of the local document, if it tells; `newest`: the side
 /// with the later change, if both tell.
-pub fn automatic(
-    kind: Kind,
-    age: Option<Duration>,
-    blocked: bool,
-    newest: Option<Side>,
-) -> Auto {
+pub fn automatic(kind: Kind, age: Option<Duration>, blocked: bool, newest: Option<Side>) -> Auto {
     match kind {
         Kind::UniqueField if age.is_some_and(|age| age < YOUNG) => {
             Auto::Rename("the local document is less than an hour old")

@@ -66,6 +66,7 @@ pub struct Resolution {
     /// Whether both sides are equal already; else the rest follows by itself.
     pub settled: bool,
     /// The documents afterwards: `document`, and `otherDocument` for the one in the way.
+    #[schema(value_type = Object)]
     pub result: Json,
 }
 
@@ -142,7 +143,9 @@ pub async fn look(
         return Ok(None);
     };
     let theirs = case.remote.clone().filter(|_| kind == Kind::UniqueField);
-    let all: Vec<Id> = std::iter::once(mine.clone()).chain(theirs.clone()).collect();
+    let all: Vec<Id> = std::iter::once(mine.clone())
+        .chain(theirs.clone())
+        .collect();
     let of = |id: &Id| Key::new(ns, id);
     let taken = if take {
         let keys: Vec<Key> = all.iter().map(of).collect();
@@ -406,7 +409,10 @@ fn record(sight: &Sight, plan: &Plan, request: &Request) -> Vec<u8> {
     let names = ["localDocument", "remoteDocument", "baseDocument"];
     let [local, remote] = sight.whole.each_ref().map(Option::as_deref);
     let mut room = 15_usize << 20;
-    for (name, doc) in names.into_iter().zip([local, remote, sight.mine.base.as_deref()]) {
+    for (name, doc) in names
+        .into_iter()
+        .zip([local, remote, sight.mine.base.as_deref()])
+    {
         match doc {
             Some(doc) if doc.len() < room => {
                 room -= doc.len();

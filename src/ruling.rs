@@ -155,7 +155,11 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 }
 
 /// Stores a ruling and carries it out.
-pub async fn begin(shared: &Arc<Shared>, mut ruling: Ruling, taken: Taken) -> Result<Ending, Failure> {
+pub async fn begin(
+    shared: &Arc<Shared>,
+    mut ruling: Ruling,
+    taken: Taken,
+) -> Result<Ending, Failure> {
     ruling.epoch = shared.store.epoch();
     let copy = ruling.clone();
     shared
@@ -256,10 +260,7 @@ async fn send(
     let failure = outcome.failure;
     shared.note(step.side, &failure.clone().map_or(Ok(()), Err));
     let verdict = outcome.verdicts.into_iter().next();
-    Ok((
-        verdict.unwrap_or(Verdict::Unknown { late: false }),
-        failure,
-    ))
+    Ok((verdict.unwrap_or(Verdict::Unknown { late: false }), failure))
 }
 
 async fn read(

@@ -163,7 +163,11 @@ async fn refused(
     let Ok(validator) = options.get_document("validator") else {
         return Ok(None);
     };
-    if options.get_str("validationAction").is_ok_and(|a| a != "error") || validator.is_empty() {
+    if options
+        .get_str("validationAction")
+        .is_ok_and(|a| a != "error")
+        || validator.is_empty()
+    {
         return Ok(None);
     }
     let Ok(validator) = validator.to_vec() else {

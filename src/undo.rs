@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bson::oid::ObjectId;
-use bson::{RawDocumentBuf, RawBsonRef};
+use bson::{RawBsonRef, RawDocumentBuf};
 use chrono::Utc;
 use serde_json::{Value as Json, json};
 
@@ -55,7 +55,9 @@ pub async fn undo(
         return Err(view::unknown(id));
     };
     if !matches!(record.get("resolved"), Ok(Some(RawBsonRef::Boolean(true)))) {
-        return Err(refused("this conflict is still open: there is nothing to undo"));
+        return Err(refused(
+            "this conflict is still open: there is nothing to undo",
+        ));
     }
     if matches!(record.get("undoneAt"), Ok(Some(RawBsonRef::DateTime(_)))) {
         return Err(refused("it was undone already"));
@@ -96,16 +98,24 @@ async fn children(
         }
     }
     if done + failed == 0 {
-        return Err(refused("nothing was discarded by it, so there is nothing to put back"));
+        return Err(refused(
+            "nothing was discarded by it, so there is nothing to put back",
+        ));
     }
     let mut w = Writer::new();
-    w.date("undoneAt", Utc::now().timestamp_millis()).str("undoneBy", who);
+    w.date("undoneAt", Utc::now().timestamp_millis())
+        .str("undoneBy", who);
     let fields = w.finish();
     shared
         .store
         .call(move |c| records::put_record(c, "conflict_logs", &id.bytes(), &fields))
         .await?;
-    Ok(answer(id, who, format!("{done} documents were put back, {failed} were not{why}"), None))
+    Ok(answer(
+        id,
+        who,
+        format!("{done} documents were put back, {failed} were not{why}"),
+        None,
+    ))
 }
 
 fn answer(id: ObjectId, who: &str, message: String, result: Option<&[u8]>) -> Resolution {
@@ -131,12 +141,14 @@ async fn one(
     let settings = shared.settings();
     let was = discarded(shared, &settings, record.as_bytes()).await?;
     let Some(taken) = Taken::take(shared, std::slice::from_ref(&was.key)).await else {
-        return Err(refused("the document is being worked on; try again in a moment"));
+        return Err(refused(
+            "the document is being worked on; try again in a moment",
+        ));
     };
     let key = was.key.clone();
-    let known = shared.store.call(move |c| {
-        Ok((base::get(c, &key)?.0, records::open_conflict(c, &key)?))
-    });
+    let known = shared
+        .store
+        .call(move |c| Ok((base::get(c, &key)?.0, records::open_conflict(c, &key)?)));
     let (base, open) = known.await?;
     if let Some(open) = open {
         return Err(CommandError::Refused(format!(
@@ -155,7 +167,9 @@ async fn one(
         .map(|d| strip(d, &settings.sync_fields).into_owned());
     let new = put_back(&settings, &was, now.as_deref(), value)?;
     if new == now {
-        return Err(refused("the document is already as it was before the resolution"));
+        return Err(refused(
+            "the document is already as it was before the resolution",
+        ));
     }
     let own = ObjectId::new().bytes();
     let mut mark = Writer::new();
@@ -177,7 +191,10 @@ async fn one(
         at: 0,
         look: keys.clone(),
         records: vec![
-            (own, displaced(&was, id, who, (whole.as_deref(), new.as_deref()))),
+            (
+                own,
+                displaced(&was, id, who, (whole.as_deref(), new.as_deref())),
+            ),
             (id.bytes(), mark.finish()),
         ],
         epoch: 0,
@@ -185,7 +202,9 @@ async fn one(
     match ruling::begin(shared, ruling, taken).await? {
         Ending::Done => {}
         Ending::Changed => {
-            return Err(refused("the document was changed at this very moment; nothing was written, try again"));
+            return Err(refused(
+                "the document was changed at this very moment; nothing was written, try again",
+            ));
         }
         Ending::Taken(dup) => {
             return Err(CommandError::Refused(format!(
@@ -200,7 +219,8 @@ async fn one(
         }
         Ending::Pending(_) => {
             return Err(CommandError::Offline(
-                "the local database does not answer; the undo is kept and carried out when it does".into(),
+                "the local database does not answer; the undo is kept and carried out when it does"
+                    .into(),
             ));
         }
     }
@@ -226,7 +246,9 @@ fn put_back(
         return if unchanged || now.is_none() {
             Ok(None)
         } else {
-            Err(refused("the document was changed since, so it is not deleted again; delete it by hand if you are sure"))
+            Err(refused(
+                "the document was changed since, so it is not deleted again; delete it by hand if you are sure",
+            ))
         };
     };
     let rules = crate::decide::Rules {
@@ -298,10 +320,14 @@ async fn discarded(
     settings: &Settings,
     record: &[u8],
 ) -> Result<Discarded, CommandError> {
-    let text = |name: &str| raw::get(record, name.as_bytes()).and_then(|e| raw::text(&e).map(str::to_owned));
+    let text = |name: &str| {
+        raw::get(record, name.as_bytes()).and_then(|e| raw::text(&e).map(str::to_owned))
+    };
     let strategy = text("resolutionStrategy").unwrap_or_default();
     if strategy == "none" {
-        return Err(refused("nothing was discarded: both sides agreed by themselves"));
+        return Err(refused(
+            "nothing was discarded: both sides agreed by themselves",
+        ));
     }
     let collection = text("collection").unwrap_or_default();
     let names = settings.names_of(&collection);

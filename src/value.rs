@@ -66,7 +66,9 @@ impl Value {
             (Some(0x10), Some(text)) => text.parse().ok().map(Bson::Int32),
             (Some(0x12), Some(text)) => text.parse().ok().map(Bson::Int64),
             (Some(0x01), Some(text)) => text.parse().ok().map(Bson::Double),
-            (Some(0x13), Some(text)) => bson::Decimal128::from_str(&text).ok().map(Bson::Decimal128),
+            (Some(0x13), Some(text)) => {
+                bson::Decimal128::from_str(&text).ok().map(Bson::Decimal128)
+            }
             (Some(0x08), Some(text)) => text.parse().ok().map(Bson::Boolean),
             (Some(0x09), Some(text)) => chrono::DateTime::parse_from_rfc3339(&text)
                 .ok()
@@ -83,7 +85,12 @@ impl Value {
         value
             .and_then(|v| Self::of(&v))
             .filter(|v| kind.is_none_or(|kind| kind == v.kind))
-            .ok_or_else(|| format!("must be {}, as it is now", kind.map_or("a value", kind_name)))
+            .ok_or_else(|| {
+                format!(
+                    "must be {}, as it is now",
+                    kind.map_or("a value", kind_name)
+                )
+            })
     }
 }
 
@@ -134,7 +141,14 @@ pub fn set_path(doc: &[u8], path: &str, new: &Value) -> Vec<u8> {
     const NOTHING: &[u8] = &[5, 0, 0, 0, 0];
     for e in raw::elements(doc).map_while(Result::ok) {
         if e.name == head.as_bytes() && !done {
-            put(&mut w, if e.kind == raw::DOCUMENT { e.value } else { NOTHING });
+            put(
+                &mut w,
+                if e.kind == raw::DOCUMENT {
+                    e.value
+                } else {
+                    NOTHING
+                },
+            );
             done = true;
         } else {
             w.whole(e.whole);
@@ -185,13 +199,29 @@ mod tests {
             (Bson::Int32(5), json!("abc"), None),
             (Bson::Int64(5), json!("7"), Some(Bson::Int64(7))),
             (Bson::Double(5.0), json!(7), Some(Bson::Double(7.0))),
-            (Bson::String("a".into()), json!("7"), Some(Bson::String("7".into()))),
-            (Bson::String("a".into()), json!(7), Some(Bson::String("7".into()))),
+            (
+                Bson::String("a".into()),
+                json!("7"),
+                Some(Bson::String("7".into())),
+            ),
+            (
+                Bson::String("a".into()),
+                json!(7),
+                Some(Bson::String("7".into())),
+            ),
             (Bson::String("a".into()), json!("  "), None),
             (Bson::String("a".into()), json!(null), None),
             (Bson::String("a".into()), json!({"b": 1}), None),
-            (Bson::Boolean(true), json!("false"), Some(Bson::Boolean(false))),
-            (Bson::Array(vec![]), json!("[1]"), Some(Bson::Array(vec![Bson::Int32(1)]))),
+            (
+                Bson::Boolean(true),
+                json!("false"),
+                Some(Bson::Boolean(false)),
+            ),
+            (
+                Bson::Array(vec![]),
+                json!("[1]"),
+                Some(Bson::Array(vec![Bson::Int32(1)])),
+            ),
         ] {
             let like = Value::of(&old).unwrap();
             let got = Value::like(&given, Some(&like)).ok().map(|v| v.to_bson());
@@ -203,9 +233,18 @@ mod tests {
     fn paths_reach_into_documents() {
         let new = Value::of(&Bson::Int32(9)).unwrap();
         let d = b(doc! {"_id": 1, "a": {"b": 1, "c": 2}, "x.y": 3});
-        assert_eq!(set_path(&d, "a.b", &new), b(doc! {"_id": 1, "a": {"b": 9, "c": 2}, "x.y": 3}));
-        assert_eq!(set_path(&d, "x.y", &new), b(doc! {"_id": 1, "a": {"b": 1, "c": 2}, "x.y": 9}));
-        assert_eq!(set_path(&b(doc! {"_id": 1}), "n.m", &new), b(doc! {"_id": 1, "n": {"m": 9}}));
+        assert_eq!(
+            set_path(&d, "a.b", &new),
+            b(doc! {"_id": 1, "a": {"b": 9, "c": 2}, "x.y": 3})
+        );
+        assert_eq!(
+            set_path(&d, "x.y", &new),
+            b(doc! {"_id": 1, "a": {"b": 1, "c": 2}, "x.y": 9})
+        );
+        assert_eq!(
+            set_path(&b(doc! {"_id": 1}), "n.m", &new),
+            b(doc! {"_id": 1, "n": {"m": 9}})
+        );
         assert_eq!(at_path(&d, "a.c").unwrap().to_bson(), Bson::Int32(2));
         assert_eq!(at_path(&d, "a.z"), None);
     }
@@ -220,6 +259,9 @@ mod tests {
         let mail = Value::of(&Bson::String("a@b.org".into())).unwrap();
         let mail = suggestion(&mail, b"id", 0).unwrap();
         assert!(mail.starts_with("a_") && mail.ends_with("@b.org"), "{mail}");
-        assert_eq!(suggestion(&Value::of(&Bson::Int32(1)).unwrap(), b"id", 0), None);
+        assert_eq!(
+            suggestion(&Value::of(&Bson::Int32(1)).unwrap(), b"id", 0),
+            None
+        );
     }
 }

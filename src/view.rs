@@ -116,7 +116,10 @@ pub async fn list(
             doc! {"count": "conflict_logs", "query": &query},
         )
         .await?;
-    let total = counted.get_i32("n").ok().and_then(|n| u64::try_from(n).ok());
+    let total = counted
+        .get_i32("n")
+        .ok()
+        .and_then(|n| u64::try_from(n).ok());
     if let Some(after) = after {
         query.insert("_id", doc! {"$lt": after});
     }
@@ -228,7 +231,9 @@ fn plain(record: &[u8]) -> Map<String, Json> {
             ("_id" | "parent" | "undoes" | "undoneIn", Bson::ObjectId(id)) => id.to_hex().into(),
             ("timestamp" | "resolvedAt" | "undoneAt", Bson::DateTime(t)) => {
                 DateTime::<Utc>::from_timestamp_millis(t.timestamp_millis())
-                    .map_or(Json::Null, |t| t.to_rfc3339_opts(SecondsFormat::Millis, true).into())
+                    .map_or(Json::Null, |t| {
+                        t.to_rfc3339_opts(SecondsFormat::Millis, true).into()
+                    })
             }
             (_, value) => value.into_relaxed_extjson(),
         };
@@ -264,7 +269,11 @@ pub async fn detail(shared: &Arc<Shared>, id: ObjectId) -> Result<Json, CommandE
                 .filter(|e| e.kind == raw::DOCUMENT)
                 .map(|e| e.value)
         };
-        let sides = [part("localDocument"), part("baseDocument"), part("remoteDocument")];
+        let sides = [
+            part("localDocument"),
+            part("baseDocument"),
+            part("remoteDocument"),
+        ];
         map.insert("fields".into(), side_by_side(shared, sides));
         return Ok(Json::Object(map));
     }
@@ -275,7 +284,10 @@ pub async fn detail(shared: &Arc<Shared>, id: ObjectId) -> Result<Json, CommandE
         Err(error) => return Err(error),
     };
     let Some(sight) = sight else {
-        map.insert("recommendations".into(), json!(recorded_advice(shared, record.as_bytes())));
+        map.insert(
+            "recommendations".into(),
+            json!(recorded_advice(shared, record.as_bytes())),
+        );
         return Ok(Json::Object(map));
     };
     let (case, version) = (sight.case.id, sight.version);
@@ -367,9 +379,15 @@ fn change(shared: &Shared, base: Option<&[u8]>, doc: Option<&[u8]>) -> Json {
         _ => vec![],
     };
     let json = json_of(Some(doc));
-    let by = ["updatedBy", "updated_by", "modifiedBy", "modified_by", "lastModifiedBy"]
-        .into_iter()
-        .find_map(|name| json.get(name).cloned());
+    let by = [
+        "updatedBy",
+        "updated_by",
+        "modifiedBy",
+        "modified_by",
+        "lastModifiedBy",
+    ]
+    .into_iter()
+    .find_map(|name| json.get(name).cloned());
     let at = raw::get(doc, settings.config.fields.updated_at.as_bytes())
         .and_then(|e| crate::decide::millis(&e))
         .and_then(DateTime::<Utc>::from_timestamp_millis)
@@ -378,10 +396,7 @@ fn change(shared: &Shared, base: Option<&[u8]>, doc: Option<&[u8]>) -> Json {
 }
 
 /// Advice whose suggested value was found to be free on both sides.
-pub async fn free_advice(
-    shared: &Arc<Shared>,
-    sight: &Sight,
-) -> Result<Vec<Advice>, CommandError> {
+pub async fn free_advice(shared: &Arc<Shared>, sight: &Sight) -> Result<Vec<Advice>, CommandError> {
     let id = ObjectId::from_bytes(sight.case.id).to_hex();
     let settings = shared.settings();
     let [local, remote] = sight.whole.each_ref().map(Option::as_deref);

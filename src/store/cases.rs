@@ -60,8 +60,7 @@ pub fn get(c: &Connection, id: &[u8; 12]) -> rusqlite::Result<Option<(Case, Stri
     let Some(case) = case else { return Ok(None) };
     let mut kind = String::new();
     let mut keys = Vec::new();
-    let mut rows =
-        c.prepare_cached("SELECT key, kind FROM open_conflicts WHERE conflict = ?")?;
+    let mut rows = c.prepare_cached("SELECT key, kind FROM open_conflicts WHERE conflict = ?")?;
     let mut rows = rows.query([id])?;
     while let Some(r) = rows.next()? {
         keys.push(Key::from_bytes(r.get(0)?));
