@@ -280,6 +280,16 @@ impl Case<'_> {
             {
                 map.iter().map(|(k, v)| (k.as_str(), v)).collect()
             }
+            // A command line has only texts.
+            (fields, serde_json::Value::String(text)) if text.trim_start().starts_with('{') => {
+                return match serde_json::from_str(text) {
+                    Ok(object @ serde_json::Value::Object(_)) => self.with_value(doc, &object),
+                    _ => Err(Refusal::Value(format!(
+                        "the value must be JSON with some of the fields {}",
+                        fields.join(", ")
+                    ))),
+                };
+            }
             (fields, _) => {
                 return Err(Refusal::Value(format!(
                     "the conflict is about several fields ({0}): give the value as JSON, for example {{\"{1}\": …}}",
