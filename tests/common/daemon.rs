@@ -259,6 +259,11 @@ impl Daemon {
         self.ask("POST", path, Some(body)).await
     }
 
+    /// `PUT` with a JSON body.
+    pub async fn put(&self, path: &str, body: Value) -> Result<Answer, String> {
+        self.ask("PUT", path, Some(body)).await
+    }
+
     async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Result<Answer, String> {
         let token = self.settings.token.as_deref();
         api::request(self.settings.port, method, path, body, token)
