@@ -97,7 +97,12 @@ pub enum Command {
         command: Option<ConfigCommand>,
     },
     /// Compare both databases as a whole and mend what differs
-    Reconcile,
+    Reconcile {
+        /// Accept that a database was replaced or restored: forget the old state, so that the next
+        /// start compares both whole and deletes nothing. Only while no daemon runs
+        #[arg(long)]
+        adopt: bool,
+    },
     /// Show Sangam at work on two databases of its own
     Demo {
         /// End after the tour instead of staying up
@@ -322,7 +327,8 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Sync(sync) => Box::pin(sync::sync(loaded.config, client, sync, output)).await,
-        Command::Reconcile => sync::reconcile(client, output).await,
+        Command::Reconcile { adopt: false } => sync::reconcile(client, output).await,
+        Command::Reconcile { adopt: true } => sync::adopt(&loaded.config, output).await,
         Command::Status => ask::status(client, output).await,
         Command::Queue { limit } => ask::queue(client, limit, output).await,
         Command::Logs { limit } => ask::logs(client, limit, output).await,

@@ -121,6 +121,8 @@ pub struct Status {
     pub pending_documents: u64,
     /// Documents in the inbox.
     pub pending_inbox: u64,
+    /// Queued documents that are held (in conflict or failed) and move only when settled or changed.
+    pub held_documents: u64,
     /// Documents parked as failed (rejected), each with a reason in the queue listing.
     pub failed_documents: u64,
     /// Whether the remote answers.

@@ -16,7 +16,7 @@ use crate::command::{
 };
 use crate::config::Config;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, Reason};
+use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::overrides::Overrides;
 use crate::retry::Retry;
 use crate::settle::store_failed;
@@ -24,7 +24,8 @@ use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 use crate::store::{self, Store, StoreError, queue, records};
 use crate::{
-    conflicts, halt, identity, probe, pull, reconcile, recorder, ruling, runs, stamp, tail, worker,
+    conflicts, disk, halt, identity, probe, pull, reconcile, recorder, ruling, runs, stamp, tail,
+    worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -85,6 +86,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         .await
         .map_err(|f| DaemonError::Refused(format!("local.uri can't be used: {f}")))?;
     let shared = Shared::new(config, store, Arc::new(local), CancellationToken::new());
+    shared.local.journal.get_or_init(|| shared.store.clone());
     if let Some(aside) = shared.store.put_aside() {
         let text = format!(
             "the state file was damaged and put aside as {}; everything is compared anew, nothing is lost",
@@ -152,6 +154,7 @@ impl Daemon {
         task!("stamper", stamp::run(shared.clone()));
         task!("probe", probe::run(shared.clone()));
         task!("watch", watch(self.handle.clone()));
+        task!("disk", disk::run(shared.clone()));
         if config.remote_uri.is_some() {
             if config.pull.follow {
                 for db in &config.databases {
@@ -204,7 +207,8 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
         let outcome = async {
             let hello = shared.local.hello().await?;
             shared.set_offset(Side::Local, hello.clock_offset_ms);
-            identity::check(shared, &shared.local).await
+            identity::check(shared, &shared.local).await?;
+            shared.local.end_leftovers().await
         }
         .await;
         match outcome {
@@ -222,7 +226,7 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
                     ));
                 }
                 Class::Fatal => return Err(DaemonError::Refused(failure.what)),
-                Class::Rejected if failure.code == Some(13) => {
+                _ if failure.code == Some(UNAUTHORIZED) => {
                     return Err(DaemonError::Local(
                         "the user in local.uri may not read its state: give it the rights named in the README",
                     ));
@@ -490,6 +494,7 @@ impl Handle {
             unresolved_conflicts: open + halted,
             pending_documents: outbox.all,
             pending_inbox: inbox.all,
+            held_documents: outbox.conflict + outbox.failed + inbox.conflict + inbox.failed,
             failed_documents: outbox.failed + inbox.failed,
             is_online: link.is_online(),
             is_syncing: shared.in_flight.load(Ordering::Relaxed) > 0 || shared.runs.is_owned(),

@@ -57,6 +57,7 @@ pub async fn write_together(
     }
 }
 
+/// The failure tells whether the commit was under way.
 async fn attempt(
     endpoint: &Endpoint,
     writes: &[((&str, &str), &Write)],
@@ -64,21 +65,39 @@ async fn attempt(
     stamp: Option<Stamp<'_>>,
 ) -> Result<Verdict, (Failure, bool)> {
     let before = |f: Failure| (f, false);
-    let mut session = endpoint.session().await.map_err(before)?;
+    endpoint.end_leftovers().await.map_err(before)?;
+    let mut open = endpoint.session().await.map_err(before)?;
+    let outcome = transact(endpoint, &mut open.session, writes, sync_fields, stamp).await;
+    // Unanswered, it may still be open: the record stays until `end_leftovers`.
+    let over = outcome.as_ref().err().is_none_or(|(f, _)| f.answered);
+    if over {
+        endpoint.end_session(&open).await.map_err(before)?;
+    }
+    outcome
+}
+
+async fn transact(
+    endpoint: &Endpoint,
+    session: &mut ClientSession,
+    writes: &[((&str, &str), &Write)],
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) -> Result<Verdict, (Failure, bool)> {
+    let before = |f: Failure| (f, false);
     session
         .start_transaction()
         .write_concern(mongodb::options::WriteConcern::majority())
         .read_concern(mongodb::options::ReadConcern::snapshot())
         .await
         .map_err(|e| before(endpoint.failure(&e)))?;
-    match statements(endpoint, &mut session, writes, sync_fields, stamp).await {
+    match statements(endpoint, session, writes, sync_fields, stamp).await {
         Ok(Verdict::Done) => {}
         Ok(verdict) => {
-            abort(&mut session).await;
+            abort(session).await;
             return Ok(verdict);
         }
         Err(failure) => {
-            abort(&mut session).await;
+            abort(session).await;
             return Err(before(failure));
         }
     }

@@ -1,4 +1,29 @@
-//! Sangam keeps a local MongoDB replica set and a remote one equal, both ways.
+//! Sangam keeps a local MongoDB replica set and a remote one equal, both ways, over a link that may
+//! be gone for weeks.
+//!
+//! ```text
+//!             tail (capture)        worker
+//!  local ───────────────▶ outbox ───────▶  batch: read local, base, remote as needed
+//!    ▲                                     decide (pure) ─▶ intent ─▶ guard (write) ─▶ settle (base)
+//!    └───────────────────  inbox ◀───────  tail (follow) / pull / reconcile ◀─── remote
+//! ```
+//!
+//! Events and timestamps only say where to look; what to do is decided from three trees: the local
+//! document, the remote one, and the base, which both last agreed on. Base, queues, intents and
+//! stream positions are in one SQLite file, so any crash at any line is survivable.
+//!
+//! The modules in the order the data takes:
+//! documents: [`raw`], [`key`], [`content`];
+//! the state: [`store`];
+//! where to look: [`tail`], [`pull`], [`reconcile`];
+//! what to do: [`decide`];
+//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
+//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
+//! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
+//! [`probe`], [`identity`];
+//! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
+//! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
+//! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
 pub mod advice;
 pub mod api;
@@ -14,6 +39,7 @@ pub mod control;
 pub mod daemon;
 pub mod decide;
 pub mod demo;
+pub mod disk;
 pub mod dispatch;
 pub mod exact;
 pub mod failpoint;

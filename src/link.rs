@@ -40,6 +40,7 @@ pub struct Snapshot {
     /// Last try, by traffic or probe.
     pub last_check: Option<DateTime<Utc>>,
     last_heard: Option<Instant>,
+    online_since: Option<Instant>,
 }
 
 impl Snapshot {
@@ -91,6 +92,7 @@ impl Link {
             reason: None,
             last_check: None,
             last_heard: None,
+            online_since: None,
         };
         Self {
             state: watch::Sender::new(first),
@@ -121,6 +123,7 @@ impl Link {
             if came_back {
                 tracing::info!("link is online");
                 (s.state, s.since, s.reason) = (State::Online, Utc::now(), None);
+                s.online_since = s.last_heard;
             }
             came_back
         });
@@ -175,6 +178,11 @@ impl Link {
             .borrow()
             .last_heard
             .map_or(Duration::MAX, |t| t.elapsed())
+    }
+
+    /// When the remote last came back.
+    pub fn online_since(&self) -> Option<Instant> {
+        self.state.borrow().online_since
     }
 
     /// Waits until the remote answers.

@@ -68,6 +68,13 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                     if link.borrow_and_update().state == crate::link::State::Interrupted { return; }
                 }
             }, if online => {}
+            // A broken heartbeat is noticed before any operation fails.
+            () = async {
+                match shared.remote() {
+                    Some(remote) => remote.trouble.notified().await,
+                    None => std::future::pending().await,
+                }
+            }, if online => shared.link.failed(&Failure::offline(Reason::Offline)),
         }
     }
 }
@@ -97,6 +104,8 @@ async fn probe(
         shared.notice("clock", (skew.abs() > SKEW_WARNING).then(text));
         if shared.remote().is_none() {
             crate::identity::check(shared, &endpoint).await?;
+            endpoint.journal.get_or_init(|| shared.store.clone());
+            endpoint.end_leftovers().await?;
             shared.set_remote(endpoint);
         }
         Ok(())

@@ -176,11 +176,11 @@ async fn take_up(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<Ending, Fa
     let settings = shared.settings();
     if let Some(step) = ruling.steps.get(ruling.at).cloned() {
         let form = guard::form(&write_of(&step), &settings.sync_fields);
-        let intent = intent_of(&step, &form, ruling.epoch);
+        let intent = intent_of(&step, &form, (ruling.epoch, &settings));
         let there = read(shared, &settings, &step).await?;
         if landed(&intent, there.as_deref()) {
             step_done(shared, ruling).await?;
-        } else if let Some(until) = shared.late_until(&step.key, ruling.epoch) {
+        } else if let Some(until) = shared.late_until(&step.key, &intent) {
             // It may still land (R4).
             tokio::time::sleep(until.saturating_duration_since(std::time::Instant::now())).await;
             return Ok(Ending::Pending(Failure::timeout()));
@@ -199,7 +199,7 @@ async fn carry_on(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<Ending, F
     while let Some(step) = ruling.steps.get(ruling.at).cloned() {
         let write = write_of(&step);
         let form = guard::form(&write, &settings.sync_fields);
-        let intent = intent_of(&step, &form, ruling.epoch);
+        let intent = intent_of(&step, &form, (ruling.epoch, &settings));
         let (key, kept) = (step.key.clone(), ruling.clone());
         shared
             .store
@@ -214,7 +214,7 @@ async fn carry_on(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<Ending, F
         match verdict {
             Verdict::Done => step_done(shared, ruling).await?,
             Verdict::Modified => return Ok(Ending::Changed),
-            Verdict::Duplicate(dup) => return Ok(Ending::Taken(dup)),
+            Verdict::Duplicate(dup) => return Ok(Ending::Taken(*dup)),
             Verdict::Rejected { message, .. } => return Ok(Ending::Refused(message)),
             Verdict::Unknown { late } => {
                 if late {
@@ -384,12 +384,18 @@ fn write_of(step: &Step) -> Write {
     }
 }
 
-fn intent_of(step: &Step, form: &Form, epoch: i64) -> Intent {
+/// `updatedAt` does not tell whether a write landed: whoever edits the document afterwards bumps it.
+fn intent_of(step: &Step, form: &Form, (epoch, settings): (i64, &Settings)) -> Intent {
+    let updated_at = settings.config.fields.updated_at.as_bytes();
+    let telling = |names: &[Vec<u8>]| {
+        let names = names.iter().filter(|n| *n != updated_at).cloned();
+        Some(names.collect::<Vec<_>>()).filter(|names| !names.is_empty())
+    };
     Intent {
         side: step.side,
         new: step.new.clone(),
         base_after: step.base_after.clone(),
-        fields: form.fields().map(<[_]>::to_vec),
+        fields: form.fields().and_then(telling),
         epoch,
     }
 }

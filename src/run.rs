@@ -75,20 +75,12 @@ impl RunError {
 
 /// Runs until TERM or INT. `file` is what `--config` named, for `reload`.
 ///
-/// The API is bound before the engine starts and nothing has been changed when an error of starting
-/// comes back. Stopping doesn't drain: what is queued is on disk.
+/// The state is opened first, so that a second daemon on it is told so, then the API is bound; no
+/// database has been contacted when an error of either comes back. Stopping doesn't drain: what is queued is on disk.
 pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> {
     let config = loaded.config;
     let stop = CancellationToken::new();
     let commands = signals::install(stop.clone()).map_err(RunError::Signals)?;
-    let api = bind(&config).await?;
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        databases = config.databases.join(","),
-        site = config.site,
-        api = config.api.listen,
-        "starting"
-    );
 
     let Some(started) = stop
         .run_until_cancelled(Box::pin(daemon::start(config.clone())))
@@ -97,6 +89,14 @@ pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> 
         return Ok(());
     };
     let daemon = started?;
+    let api = bind(&config).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        databases = config.databases.join(","),
+        site = config.site,
+        api = config.api.listen,
+        "starting"
+    );
     let control_file = config.control_file.clone();
     let socket = config.api.socket.clone();
     let dispatcher = Dispatcher::new(daemon.handle(), config, file);

@@ -9,7 +9,7 @@ use crate::batch::{self, Item, Planned, State};
 use crate::config::Policy;
 use crate::conflicts::{self, Found};
 use crate::decide::Side;
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::guard::{Form, Verdict};
 use crate::key::Key;
 use crate::retry::delay_of_attempt;
@@ -38,9 +38,14 @@ pub(crate) enum Settlement {
     Deferred { work: Work, wait: Duration },
 }
 
-/// The store failing is ours, not a side's.
+/// The store failing is ours, not a side's. A full disk is waited out (R22); anything else ends the
+/// process, and the next start looks at the file.
 pub(crate) fn store_failed(e: crate::store::StoreError) -> Failure {
-    Failure::fatal(e.to_string())
+    let mut failure = Failure::fatal(e.to_string());
+    if e.is_disk() {
+        failure.class = Class::Transient;
+    }
+    failure
 }
 
 /// Stores settlements, all in one transaction.
@@ -145,14 +150,16 @@ fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite:
 /// Stores the intents of a batch before its first write (R3).
 pub(crate) async fn put_intents(
     shared: &Arc<Shared>,
+    settings: &Settings,
     planned: &[Planned],
-    epoch: i64,
 ) -> Result<(), Failure> {
+    let epoch = shared.store.epoch();
+    let updated_at = &settings.config.fields.updated_at;
     let base_first = shared.failpoints.mutated("base_first");
     let no_intent = shared.failpoints.mutated("no_intent");
     let intents: Vec<_> = planned
         .iter()
-        .map(|p| (p.write.key.clone(), p.intent(epoch)))
+        .map(|p| (p.write.key.clone(), p.intent(epoch, updated_at)))
         .collect();
     shared
         .store
@@ -187,8 +194,9 @@ pub(crate) async fn verdicts(
     items: &mut [Item],
     group: Vec<Planned>,
     verdicts: Vec<Verdict>,
-    epoch: i64,
 ) -> Result<(), Failure> {
+    let epoch = shared.store.epoch();
+    let updated_at = settings.config.fields.updated_at.as_str();
     let max_retries = settings.config.sync.max_retries;
     let mut settled = Vec::with_capacity(group.len());
     let mut indexes = Vec::with_capacity(group.len());
@@ -213,15 +221,17 @@ pub(crate) async fn verdicts(
                 }
             }
             Verdict::Modified => State::Look,
-            Verdict::Duplicate(dup) => {
-                State::Clash(planned.side, planned.write.clone(), dup.clone())
-            }
+            Verdict::Duplicate(dup) => State::Clash(Box::new((
+                planned.side,
+                planned.write.clone(),
+                (**dup).clone(),
+            ))),
             Verdict::Rejected { code, message } => {
                 refused = Some(batch::rejected(item, planned.side, *code, message));
                 State::Done
             }
             Verdict::Unknown { late } => {
-                item.work.intent = Some(planned.intent(epoch));
+                item.work.intent = Some(planned.intent(epoch, updated_at));
                 if *late {
                     shared.set_late(&item.work.key);
                     State::Done

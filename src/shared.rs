@@ -22,6 +22,7 @@ use crate::link::Link;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
+use crate::store::base::Intent;
 
 /// Our own collections in the local database; never synced.
 pub const OWN_COLLECTIONS: [&str; 3] = ["conflict_logs", "sync_logs", "sync_config"];
@@ -65,6 +66,8 @@ pub struct Shared {
     pub stream_moved: Notify,
     /// Clock of a side minus ours in ms: local, remote.
     offsets: [AtomicI64; 2],
+    /// The queue or the disk is at its limit (R22).
+    pub degraded: AtomicBool,
     /// The remote offers no change stream.
     pub no_stream: AtomicBool,
     /// Whether `pause` is in force.
@@ -206,6 +209,7 @@ impl Shared {
             streams: Mutex::default(),
             stream_moved: Notify::new(),
             offsets: [AtomicI64::new(0), AtomicI64::new(0)],
+            degraded: AtomicBool::new(false),
             no_stream: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             runs: Runs::default(),
@@ -293,20 +297,28 @@ impl Shared {
 
     /// Notes that the last write of a key may still land.
     pub fn set_late(&self, key: &Key) {
-        lock(&self.late).insert(key.clone(), Instant::now() + AMBIGUOUS_FOR);
+        lock(&self.late).insert(key.clone(), Instant::now());
     }
 
     /// Until when a write of that key may still land: one of ours now, or one of the run before.
-    pub fn late_until(&self, key: &Key, epoch: i64) -> Option<Instant> {
+    /// A link that was away may have held it back, so the time counts from its return (R4).
+    pub fn late_until(&self, key: &Key, intent: &Intent) -> Option<Instant> {
         let now = Instant::now();
-        if epoch != self.store.epoch() {
-            return Some(self.started + AMBIGUOUS_FOR).filter(|t| *t > now);
-        }
-        let mut late = lock(&self.late);
-        if late.len() > 1000 {
-            late.retain(|_, t| *t > now);
-        }
-        late.get(key).copied().filter(|t| *t > now)
+        let sent = if intent.epoch == self.store.epoch() {
+            let mut late = lock(&self.late);
+            if late.len() > 1000 {
+                late.retain(|_, t| now < *t + AMBIGUOUS_FOR);
+            }
+            *late.get(key)?
+        } else {
+            self.started
+        };
+        let back = match intent.side {
+            Side::Remote => self.link.online_since(),
+            Side::Local => None,
+        };
+        let until = back.map_or(sent, |back| back.max(sent)) + AMBIGUOUS_FOR;
+        Some(until).filter(|t| *t > now)
     }
 
     /// Tells a person something that lasts; `None` takes it back.

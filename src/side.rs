@@ -1,7 +1,7 @@
 //! One of the two databases: its client, commands with deadlines, reads by `_id`, its identity.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bson::{Document, RawDocumentBuf, doc};
@@ -10,11 +10,15 @@ use mongodb::event::sdam::SdamEvent;
 use mongodb::options::{ClientOptions, Compressor};
 use mongodb::{Client, ClientSession};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Notify;
 
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
 use crate::key::{Id, Key};
 use crate::raw::{Writer, index_name};
+use crate::settle::store_failed;
+use crate::shared::lock;
+use crate::store::Store;
 
 /// The server ends an operation of ours after this; far above what a batch takes (R4).
 pub const MAX_TIME: Duration = Duration::from_secs(5);
@@ -39,6 +43,12 @@ pub struct Endpoint {
     pub client: Client,
     /// What the last failed heartbeat said: server selection itself only says "timeout".
     last_heartbeat: Arc<Mutex<Option<Reason>>>,
+    /// Sessions at work in this process.
+    sessions: Arc<Mutex<HashSet<String>>>,
+    /// Where open transactions are on record.
+    pub journal: OnceLock<Store>,
+    /// Told when a heartbeat fails: sooner than any operation would notice.
+    pub trouble: Arc<Notify>,
 }
 
 impl Endpoint {
@@ -70,6 +80,8 @@ impl Endpoint {
         }
         let last_heartbeat = Arc::new(Mutex::new(None));
         let seen = last_heartbeat.clone();
+        let trouble = Arc::new(Notify::new());
+        let alarm = trouble.clone();
         options.sdam_event_handler = Some(EventHandler::callback(move |event| {
             let found = match event {
                 SdamEvent::ServerHeartbeatFailed(e) => match Failure::from(&e.failure).class {
@@ -79,6 +91,9 @@ impl Endpoint {
                 SdamEvent::ServerHeartbeatSucceeded(_) => None,
                 _ => return,
             };
+            if found.is_some() {
+                alarm.notify_one();
+            }
             *seen
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner) = found;
@@ -88,6 +103,9 @@ impl Endpoint {
             side,
             client,
             last_heartbeat,
+            sessions: Arc::default(),
+            journal: OnceLock::new(),
+            trouble,
         })
     }
 
@@ -192,12 +210,74 @@ impl Endpoint {
         Ok(found)
     }
 
-    /// Starts a session, for a transaction.
-    pub async fn session(&self) -> Result<ClientSession, Failure> {
-        self.client
-            .start_session()
+    /// Starts a session for a transaction. It is on record until [`Endpoint::end_session`]: a
+    /// transaction that a crash leaves open would lock its documents for a minute.
+    pub async fn session(&self) -> Result<OpenSession, Failure> {
+        let session = self.client.start_session().await;
+        let session = session.map_err(|e| self.failure(&e))?;
+        let id = session
+            .id()
+            .to_vec()
+            .map_err(|_| Failure::fatal("session id"))?;
+        let hash = xxhash_rust::xxh3::xxh3_64(&id);
+        let name = format!("session:{}:{hash:016x}", self.side.name());
+        lock(&self.sessions).insert(name.clone());
+        let open = OpenSession {
+            session,
+            name: name.clone(),
+            all: self.sessions.clone(),
+        };
+        if let Some(store) = self.journal.get() {
+            store.set_meta(&name, id).await.map_err(store_failed)?;
+        }
+        Ok(open)
+    }
+
+    /// The session's transaction is over, one way or the other.
+    pub async fn end_session(&self, session: &OpenSession) -> Result<(), Failure> {
+        let Some(store) = self.journal.get() else {
+            return Ok(());
+        };
+        let name = session.name.clone();
+        let ended = store.call(move |c| c.execute("DELETE FROM meta WHERE k = ?", [name]));
+        ended.await.map(|_| ()).map_err(store_failed)
+    }
+
+    /// Ends the transactions that an earlier run or a lost link left open on this side.
+    pub async fn end_leftovers(&self) -> Result<(), Failure> {
+        let Some(store) = self.journal.get() else {
+            return Ok(());
+        };
+        let prefix = format!("session:{}:%", self.side.name());
+        let like = prefix.clone();
+        let ids: Vec<Vec<u8>> = store
+            .call(move |c| {
+                c.prepare("SELECT v FROM meta WHERE k LIKE ?")?
+                    .query_map([like], |r| r.get(0))?
+                    .collect()
+            })
             .await
-            .map_err(|e| self.failure(&e))
+            .map_err(crate::settle::store_failed)?;
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Document> = ids
+            .iter()
+            .filter_map(|b| Document::from_reader(b.as_slice()).ok())
+            .collect();
+        match self.run_doc("admin", doc! {"killSessions": ids}).await {
+            Err(failure) if failure.is_offline() || failure.class == Class::Transient => {
+                return Err(failure);
+            }
+            // A small tier may not allow it; then the server's own limit of a minute ends them.
+            Err(failure) => tracing::debug!(%failure, "ending old sessions"),
+            Ok(_) => {}
+        }
+        let forgotten = store.call(move |c| c.execute("DELETE FROM meta WHERE k LIKE ?", [prefix]));
+        forgotten
+            .await
+            .map(|_| ())
+            .map_err(crate::settle::store_failed)
     }
 
     /// Asks whether the server is there and usable: `hello`, then the identity.
@@ -241,6 +321,20 @@ impl Endpoint {
         // Without the right to read the configuration, the election id's upper half and the set's name remain.
         let reply = self.run_doc("admin", doc! {"hello": 1}).await?;
         Ok(reply.get_str("setName").unwrap_or("mongos").to_owned())
+    }
+}
+
+/// A session whose transaction is under way.
+pub struct OpenSession {
+    /// The driver's session.
+    pub session: ClientSession,
+    name: String,
+    all: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        lock(&self.all).remove(&self.name);
     }
 }
 

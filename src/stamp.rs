@@ -203,7 +203,9 @@ async fn write(
                 .str(&fields.origin, origin.name());
         }
         w.close().close().close();
-        w.str("2", "$$ROOT").close().close().close().close();
+        w.str("2", "$$ROOT").close();
+        // `$replaceWith`, its stage, the pipeline, the statement.
+        w.close().close().close().close();
         n += 1;
     }
     w.close();

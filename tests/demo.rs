@@ -56,6 +56,11 @@ impl Demo {
         fs::read_to_string(self.dir.path().join("out")).unwrap()
     }
 
+    /// How often it has said this, wherever the lines are broken.
+    fn times_said(&self, text: &str) -> usize {
+        in_one_line(&self.said()).matches(text).count()
+    }
+
     fn type_in(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
@@ -63,7 +68,7 @@ impl Demo {
     /// Waits until the demo has said this at least so many times.
     async fn wait_said(&mut self, text: &str, times: usize, limit: Duration) {
         let deadline = Instant::now() + limit;
-        while self.said().matches(text).count() < times {
+        while self.times_said(text) < times {
             let running = self.child.is_running();
             let said = self.said();
             assert!(
@@ -81,6 +86,11 @@ impl Demo {
         let status = status.unwrap_or_else(|| panic!("the demo doesn't end\n{said}"));
         (status.code(), said)
     }
+}
+
+fn in_one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ")
 }
 
 /// What is left in the temporary folder, and processes that still use it.
@@ -102,6 +112,7 @@ async fn the_tour_comes_true_and_leaves_nothing_behind() {
     let mut demo = Demo::start(&["--once"]);
     let (code, said) = demo.end().await;
     assert_eq!(code, Some(0), "{said}");
+    let story = in_one_line(&said);
     for sentence in [
         "documents in 11 collections are in the cloud",
         "In the cloud after",
@@ -114,11 +125,11 @@ async fn the_tour_comes_true_and_leaves_nothing_behind() {
         "Merged on both sides",
         "One conflict on record",
         "documents are equal on both sides.",
-        "belong to 1 open conflict",
+        "belongs to 1 open conflict",
         "the demo's folder is removed",
     ] {
         assert!(
-            said.contains(sentence),
+            story.contains(sentence),
             "{sentence:?} is missing in\n{said}"
         );
     }
@@ -138,9 +149,9 @@ async fn a_kept_folder_is_gone_on_with_and_takes_orders_while_it_stays_up() {
     assert_eq!(code, Some(0), "{said}");
 
     let mut demo = Demo::start_in(demo.dir, &["--dir", "kept"]);
-    demo.wait_said("Ctrl-C   ", 1, TOUR).await;
+    demo.wait_said("Ctrl-C end", 1, TOUR).await;
     assert!(
-        demo.said().contains("belong to 2 open conflicts"),
+        demo.times_said("belongs to 2 open conflicts") == 1,
         "{}",
         demo.said()
     );
@@ -150,21 +161,16 @@ async fn a_kept_folder_is_gone_on_with_and_takes_orders_while_it_stays_up() {
     demo.type_in("compare");
     demo.wait_said("30 otherwise different", 1, SOON).await;
     demo.type_in("back");
-    let deadline = Instant::now() + SOON;
-    for asked in 1.. {
-        demo.type_in("compare");
-        demo.wait_said("otherwise different", asked + 1, SOON).await;
-        if demo.said().contains(" 0 otherwise different") {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{}", demo.said());
-    }
+    demo.wait_said("The queue is empty,", 1, SOON).await;
+    demo.type_in("compare");
+    demo.wait_said(" 0 otherwise different", 1, SOON).await;
     demo.type_in("status");
-    demo.wait_said("online;", 1, SOON).await;
+    demo.wait_said("The line is online; 0 documents in the queue", 1, SOON)
+        .await;
     demo.child.signal("INT").unwrap();
     let (code, said) = demo.end().await;
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("the data stay in"), "{said}");
+    assert!(in_one_line(&said).contains("the data stay in"), "{said}");
     let left = left_behind(demo.dir.path());
     assert_eq!(left, (vec![], vec![]), "{said}");
 }

@@ -117,12 +117,6 @@ fn check_together(settings: &Settings, config: &Config) -> Result<(), ConfigErro
     if config.retry.initial > config.retry.max {
         return Err(settings.error(&["retry", "max"], "must not be shorter than retry.initial"));
     }
-    if config.probe.timeout > config.probe.interval {
-        return Err(settings.error(
-            &["probe", "timeout"],
-            "must not be longer than probe.interval",
-        ));
-    }
     let open = config
         .api
         .address()

@@ -146,7 +146,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         &["probe", "interval"],
         Kind::Duration {
-            min: SECOND,
+            min: Duration::from_millis(100),
             max: DAY,
             zero: false,
         },
@@ -162,7 +162,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         &["pull", "interval"],
         Kind::Duration {
-            min: SECOND,
+            min: Duration::from_millis(100),
             max: DAY,
             zero: false,
         },
@@ -171,7 +171,7 @@ pub(super) static KEYS: &[Key] = &[
     key(
         &["pull", "reconcile"],
         Kind::Duration {
-            min: MINUTE,
+            min: SECOND,
             max: Duration::from_secs(366 * 86_400),
             zero: true,
         },
@@ -192,7 +192,7 @@ pub(super) static KEYS: &[Key] = &[
             zero: false,
         },
     ),
-    key(&["queue", "max_bytes"], Kind::Size { min: 16 * MIB }),
+    key(&["queue", "max_bytes"], Kind::Size { min: MIB }),
     key(&["queue", "min_free_disk"], Kind::Size { min: 0 }),
     key(&["control", "file"], Kind::Text { empty: true }),
     key(&["api", "listen"], Kind::Listen),

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::api::Client;
 use super::place::Place;
 use super::watch;
-use crate::command::Status;
+use crate::client::Client;
+use crate::command::{Queue, Status};
 use crate::config::ApiConfig;
 use crate::process::{self, Child};
 
@@ -96,6 +96,16 @@ impl Daemon {
     /// `GET /api/sync/status`.
     pub(super) async fn status(&self) -> Result<Status> {
         Ok(self.client.get("/api/sync/status").await?)
+    }
+
+    /// Documents that wait for the line or are on their way, without those that a conflict or a
+    /// refusal holds back.
+    pub(super) async fn waiting(&self) -> Result<u64> {
+        // More than all of the tour's, so that no held one is missed.
+        let queue: Queue = self.client.get("/api/sync/queue?limit=1000").await?;
+        let held = queue.entries.iter().filter(|e| e.state != "waiting");
+        let held = u64::try_from(held.count())?;
+        Ok((queue.outbox + queue.inbox).saturating_sub(held))
     }
 
     /// Waits until the daemon captures local changes.

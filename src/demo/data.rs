@@ -48,7 +48,7 @@ pub(super) struct Booking {
     pub(super) document: Document,
     pub(super) name: String,
     pub(super) ritual: String,
-    /// `14 June, 06:30`.
+    /// `14 June at 06:30`.
     pub(super) when: String,
 }
 
@@ -134,7 +134,7 @@ impl Temple {
         if self.rng.random_bool(0.25) {
             document.insert("wishes", *self.pick(&WISHES));
         }
-        let when = format!("{} {}, {slot}", day.day(), day.format("%B"));
+        let when = format!("{} {} at {slot}", day.day(), day.format("%B"));
         Booking {
             document,
             name,
@@ -434,6 +434,6 @@ mod tests {
         let booking = || Temple::new(7, Utc::now()).booking(Channel::Website);
         let (one, two) = (booking(), booking());
         assert_ne!(one.document.get("_id"), two.document.get("_id"));
-        assert!(one.when.contains(", "));
+        assert!(one.when.contains(" at "));
     }
 }

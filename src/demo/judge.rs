@@ -75,13 +75,40 @@ pub(super) fn by_collection(found: &Comparison) -> BTreeMap<&str, u64> {
     counts
 }
 
-/// One line about a difference.
-pub(super) fn describe(difference: &Difference) -> String {
-    let how = match difference.how {
-        How::OnlyLocal => "only in the local database",
+/// `1 only in the temple, 2 different on the two sides`.
+pub(super) fn where_they_are(found: &Comparison) -> String {
+    let kinds = [How::OnlyLocal, How::OnlyRemote, How::Content];
+    let counted = kinds.map(|how| {
+        let of_kind = found.differences.iter().filter(|d| d.how == how);
+        (of_kind.count(), in_words(how))
+    });
+    let parts: Vec<String> = counted
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, how)| format!("{count} {how}"))
+        .collect();
+    parts.join(", ")
+}
+
+/// A value as people write it.
+pub(super) fn plain(value: &Bson) -> String {
+    match value {
+        Bson::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn in_words(how: How) -> &'static str {
+    match how {
+        How::OnlyLocal => "only in the temple",
         How::OnlyRemote => "only in the cloud",
         How::Content => "different on the two sides",
-    };
+    }
+}
+
+/// One line about a difference.
+pub(super) fn describe(difference: &Difference) -> String {
+    let how = in_words(difference.how);
     let id = Bson::try_from(difference.id.clone()).map_or_else(|_| "?".into(), |id| id.to_string());
     format!("{} {id}: {how}", difference.collection)
 }
@@ -127,10 +154,14 @@ mod tests {
             left,
             [
                 "admins 3: different on the two sides",
-                "stock 1: only in the local database"
+                "stock 1: only in the temple"
             ]
         );
         assert_eq!(unexplained(&found, &[]).len(), 4);
+        assert_eq!(
+            where_they_are(&found),
+            "2 only in the temple, 1 only in the cloud, 1 different on the two sides"
+        );
         assert_eq!(
             by_collection(&found),
             BTreeMap::from([("admins", 3), ("stock", 1)])

@@ -12,7 +12,6 @@ use anyhow::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-mod api;
 mod daemon;
 mod data;
 mod judge;

@@ -17,6 +17,8 @@ use super::stage::Stage;
 
 /// Most bookings that one `book` makes.
 const MOST_BOOKINGS: u32 = 100_000;
+/// How long `back` watches the queue.
+const WATCHED: Duration = Duration::from_secs(15);
 
 /// A line typed on the terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,11 +87,7 @@ pub(super) async fn stay(voice: &Voice, stage: &Stage, daemon: &mut Option<Daemo
                 voice.good("The line is cut. `back` mends it.");
                 Ok(())
             }
-            Order::Back => {
-                stage.mend();
-                voice.good("The line is back.");
-                Ok(())
-            }
+            Order::Back => back(voice, stage, daemon.as_ref()).await,
             Order::Slow(rtt) => {
                 stage.link.round_trip(rtt);
                 voice.good(&format!("The line takes {} there and back.", time(rtt)));
@@ -174,10 +172,10 @@ fn tell_where(voice: &Voice, stage: &Stage, daemon: Option<&Daemon>) {
         "follow the log",
         &format!("tail -f {}", shell(&place.log_file())),
     );
-    voice.command("write, temple", &shell_uri(&stage.local_uri()));
-    voice.command("write, cloud", &shell_uri(&stage.remote_uri()));
+    voice.command("write (mongosh)", &shell_uri(&stage.local_uri()));
+    voice.command("  or in the cloud", &shell_uri(&stage.remote_uri()));
     voice.command(
-        "  there, for one",
+        "  for instance",
         "db.bookings.insertOne({name: \"Asha\", updatedAt: new Date()})",
     );
     voice.gap();
@@ -195,6 +193,31 @@ fn help(voice: &Voice) {
     );
     voice.command("start", "start Sangam again after you have killed it");
     voice.command("Ctrl-C", "end");
+}
+
+/// Mends the line and watches the queue for a while.
+async fn back(voice: &Voice, stage: &Stage, daemon: Option<&Daemon>) -> Result<()> {
+    let start = Instant::now();
+    stage.mend();
+    voice.good("The line is back.");
+    let Some(daemon) = daemon else {
+        return Ok(());
+    };
+    while start.elapsed() < WATCHED {
+        let online = daemon.status().await?.link.state == "online";
+        let waiting = daemon.waiting().await?;
+        if waiting == 0 && online {
+            voice.good(&format!(
+                "The queue is empty, {} later.",
+                time(start.elapsed())
+            ));
+            return Ok(());
+        }
+        voice.live(&format!("queue {}", thousands(waiting)));
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    voice.say("The queue is not empty yet; `status` tells how far it is.");
+    Ok(())
 }
 
 async fn book(voice: &Voice, stage: &Stage, temple: &mut Temple, number: u32) -> Result<()> {
@@ -218,14 +241,9 @@ async fn status(voice: &Voice, daemon: Option<&Daemon>) -> Result<()> {
     let daemon = daemon.context("Sangam doesn't run; type `start`")?;
     let status = daemon.status().await?;
     voice.good(&format!(
-        "{}; {} to be sent, {} to be fetched, {} open.",
-        if status.is_online {
-            "online"
-        } else {
-            "offline"
-        },
-        thousands(status.pending_documents),
-        thousands(status.pending_inbox),
+        "The line is {}; {} in the queue, {} open.",
+        status.link.state,
+        count(daemon.waiting().await?, "document"),
         count(status.unresolved_conflicts, "conflict")
     ));
     Ok(())

@@ -94,14 +94,14 @@ impl<'a> Tour<'a> {
         self.voice.chapter(2, "A booking, either way");
         let (booking, took) = self.book(Channel::Counter).await?;
         self.voice.say(&format!(
-            "At the temple's counter {} books: {}, {}.",
+            "At the temple's counter {} books: {} on {}.",
             booking.name, booking.ritual, booking.when
         ));
         self.voice
             .good(&format!("In the cloud after {}.", time(took)));
         let (booking, took) = self.book(Channel::Website).await?;
         self.voice.say(&format!(
-            "From abroad, on the website, {} books: {}, {}.",
+            "From abroad, on the website, {} books: {} on {}.",
             booking.name, booking.ritual, booking.when
         ));
         self.voice
@@ -152,7 +152,7 @@ impl<'a> Tour<'a> {
         self.stage.cut();
         let status = until("the daemon notices that the line is cut", async || {
             let status = self.daemon.status().await?;
-            Ok((!status.is_online).then_some(status))
+            Ok((status.link.state != "online").then_some(status))
         })
         .await?;
         Ok((start.elapsed(), status))
@@ -173,8 +173,8 @@ impl<'a> Tour<'a> {
     /// Shows in the changing line how much is waiting, until dropped.
     async fn show_queue(&self) -> std::convert::Infallible {
         loop {
-            if let Ok(status) = self.daemon.status().await {
-                self.voice.live(&format!("queue {}", waiting(&status)));
+            if let Ok(waiting) = self.daemon.waiting().await {
+                self.voice.live(&format!("queue {}", thousands(waiting)));
             }
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
@@ -184,9 +184,7 @@ impl<'a> Tour<'a> {
     /// nothing different but the same; when the queue was empty, counted from `since`.
     async fn settled(&self, what: &str, since: Instant) -> Result<Duration> {
         until(what, async || {
-            let status = self.daemon.status().await?;
-            // A clash holds at most a document on each side.
-            if waiting(&status) > 2 * status.unresolved_conflicts {
+            if self.daemon.waiting().await? > 0 {
                 return Ok(None);
             }
             let took = since.elapsed();
@@ -205,11 +203,6 @@ impl<'a> Tour<'a> {
         })
         .await
     }
-}
-
-/// Changes in both queues.
-fn waiting(status: &Status) -> u64 {
-    status.pending_documents + status.pending_inbox
 }
 
 async fn insert(database: &Database, collection: &str, document: &Document) -> Result<()> {

@@ -8,8 +8,10 @@ use mongodb::bson::{Bson, Document, doc};
 
 /// How long anything in the demo may take before it counts as not coming.
 pub(super) const PATIENCE: Duration = Duration::from_secs(90);
-/// Time between two looks. Latencies are measured this finely.
-const LOOK: Duration = Duration::from_millis(2);
+/// Time between two looks where a latency is measured.
+const CLOSE_LOOK: Duration = Duration::from_millis(2);
+/// Time between two looks elsewhere.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Documents by which one sees that a change has arrived.
 #[derive(Clone, Debug)]
@@ -69,7 +71,7 @@ impl Sign {
 /// Waits until all signs show; the time that has passed since `since`.
 pub(super) async fn watch(what: &str, signs: &[Sign], since: Instant) -> Result<Duration> {
     let mut left = signs;
-    until(what, async || {
+    until_within(PATIENCE, CLOSE_LOOK, what, async || {
         while let [sign, rest @ ..] = left {
             if !sign.shows().await? {
                 return Ok(None);
@@ -86,18 +88,19 @@ pub(super) async fn until<T>(
     what: &str,
     look: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    until_within(PATIENCE, what, look).await
+    until_within(PATIENCE, LOOK, what, look).await
 }
 
 async fn until_within<T>(
     limit: Duration,
+    pause: Duration,
     what: &str,
     mut look: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let why = match tokio::time::timeout(left.max(LOOK), look()).await {
+        let why = match tokio::time::timeout(left.max(CLOSE_LOOK), look()).await {
             Ok(Ok(Some(value))) => return Ok(value),
             Ok(Ok(None)) => None,
             Ok(Err(error)) => Some(format!("{error:#}")),
@@ -105,9 +108,9 @@ async fn until_within<T>(
         };
         if Instant::now() >= deadline {
             let why = why.map_or_else(String::new, |why| format!(" ({why})"));
-            bail!("{what}: not within {} s{why}", limit.as_secs());
+            bail!("{what}, within {} s{why}", limit.as_secs());
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -126,13 +129,13 @@ mod tests {
     #[tokio::test]
     async fn what_does_not_come_is_named_with_its_last_reason() {
         let limit = Duration::from_millis(20);
-        let outcome = until_within(limit, "the tide", async || -> Result<Option<()>> {
+        let outcome = until_within(limit, LOOK, "the tide", async || -> Result<Option<()>> {
             bail!("low water")
         });
         let error = outcome.await.unwrap_err().to_string();
-        assert_eq!(error, "the tide: not within 0 s (low water)");
+        assert_eq!(error, "the tide, within 0 s (low water)");
 
-        let outcome = until_within(limit, "the tide", async || {
+        let outcome = until_within(limit, LOOK, "the tide", async || {
             std::future::pending::<Result<Option<()>>>().await
         });
         let error = outcome.await.unwrap_err().to_string();

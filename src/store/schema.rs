@@ -1,5 +1,7 @@
 //! Tables of the state file, and how it is opened and checked.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -60,6 +62,17 @@ pub(super) fn suspect_mark(path: &Path) -> PathBuf {
 }
 
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    // Made before SQLite opens it: its log takes over the mode.
+    let private = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path);
+    private.map_err(|source| StoreError::Directory {
+        path: path.to_owned(),
+        source,
+    })?;
     let mut conn = Connection::open(path)?;
     conn.busy_timeout(Duration::from_secs(5))?;
     // auto_vacuum must be set before the first table and journal_mode.

@@ -58,7 +58,7 @@ impl Settings {
             .set("remote.uri", &quoted(&world.link.uri()))
             .set("sync.conflict_resolution_strategy", "\"manual\"")
             .set("probe.interval", "\"1s\"")
-            .set("probe.timeout", "\"2s\"")
+            .set("probe.timeout", "\"1s\"")
             .set("pull.interval", "\"1s\"")
             .set("retry.initial", "\"50ms\"")
             .set("retry.max", "\"1s\"")
@@ -66,6 +66,7 @@ impl Settings {
             .set("control.file", &control)
             .set("api.listen", &format!("\"127.0.0.1:{port}\""))
             .set("log.level", "\"info,sangam=debug\"")
+            .mutated()
     }
 
     /// Sets one key, `section.key` or `key`, to a TOML value (strings in quotes).
@@ -74,6 +75,14 @@ impl Settings {
         let section = self.keys.entry(section.into()).or_default();
         section.insert(key.into(), value.into());
         self
+    }
+
+    /// `SANGAM_MUTATION=no_intent cargo test` takes one rule away everywhere: a test of it must fail.
+    fn mutated(self) -> Self {
+        match std::env::var("SANGAM_MUTATION") {
+            Ok(mutation) => self.env("SANGAM_MUTATION", &mutation),
+            Err(_) => self,
+        }
     }
 
     /// Leaves a key out.
@@ -95,6 +104,12 @@ impl Settings {
     pub fn token(mut self, token: &str) -> Self {
         self.token = Some(token.into());
         self.set("api.token", &format!("{token:?}"))
+    }
+
+    /// Listens on another port, where a test has several daemons.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self.set("api.listen", &format!("\"127.0.0.1:{port}\""))
     }
 
     /// Names configuration, state and log files, where a test has several daemons.

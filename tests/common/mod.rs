@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod daemon;
+pub mod kit;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -25,7 +25,7 @@ pub(super) const RITUALS: [(&str, i32, i32, i32); 18] = [
     ("House blessing", 3_001, 120, 20),
     ("Vehicle blessing", 251, 20, 5),
     ("Full moon puja", 301, 40, 40),
-    ("Lamp offering, 108 lamps", 1_008, 60, 20),
+    ("Lamp offering", 1_008, 60, 20),
     ("Flower garland", 151, 10, 2),
     ("Food offering", 2_501, 60, 100),
     ("Chanting hour", 201, 60, 50),

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{Tour, insert, set};
 use crate::demo::data::{Channel, date};
-use crate::demo::judge::Conflict;
+use crate::demo::judge::{self, Conflict};
 use crate::demo::say::time;
 use crate::demo::watch::{Sign, until, watch};
 
@@ -22,7 +22,7 @@ impl Tour<'_> {
             tour => format!("meera{tour}"),
         };
         let here = self.temple.new_admin(&username, "Meera", "counter");
-        let there = self.temple.new_admin(&username, "Meera Devi", "editor");
+        let there = self.temple.new_admin(&username, "Mira", "editor");
         self.cut().await?;
         self.voice.say(&format!(
             "While the line is cut, the temple and the cloud each make an account “{username}”. The \
@@ -79,11 +79,7 @@ impl Tour<'_> {
 
     /// Both versions, side by side.
     fn show(&self, conflict: &Conflict) {
-        let value = |of: &Document, field: &str| match of.get(field) {
-            Some(Bson::String(text)) => text.clone(),
-            Some(other) => other.to_string(),
-            None => "·".into(),
-        };
+        let value = |of: &Document, field: &str| of.get(field).map_or("·".into(), judge::plain);
         let rows: Vec<Vec<String>> = ["username", "name", "role", "phone"]
             .iter()
             .map(|field| {

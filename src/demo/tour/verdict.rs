@@ -72,8 +72,8 @@ impl Tour<'_> {
             return Ok(());
         }
         voice.say(&format!(
-            "The {} that differ belong to {}:",
-            thousands(found.differences.len() as u64),
+            "The rest ({}) belongs to {}:",
+            judge::where_they_are(&found),
             count(conflicts.len() as u64, "open conflict")
         ));
         let rows: Vec<Vec<String>> = conflicts.iter().map(in_words).collect();
@@ -90,7 +90,7 @@ fn in_words(conflict: &Conflict) -> Vec<String> {
     vec![
         conflict.collection.clone(),
         conflict.field.clone(),
-        value.map(ToString::to_string).unwrap_or_default(),
+        value.map(judge::plain).unwrap_or_default(),
         conflict.kind_in_words(),
     ]
 }
