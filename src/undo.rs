@@ -1,8 +1,7 @@
 //! Undo: puts back what a resolution or a policy discarded (R21).
 //!
 //! The discarded version becomes a local edit, guarded like everything else, and travels on as such.
-//! What was changed in the document since the resolution stays, except in the fields that are put
-//! back. What the undo displaces is put on record as well, so an undo can itself be undone.
+//! What the version had changed is put back; the other fields stay as they are now. What the undo displaces is put on record as well, so an undo can itself be undone.
 
 use std::sync::Arc;
 
@@ -36,6 +35,8 @@ struct Discarded {
     id: Id,
     /// The content that was discarded; `None`: a deletion.
     content: Option<Vec<u8>>,
+    /// The content that both sides had agreed on before.
+    base: Option<Vec<u8>>,
     /// The content that the resolution left, if the record tells.
     result: Option<Option<Vec<u8>>>,
 }
@@ -257,10 +258,14 @@ fn put_back(
         skew_ms: 0,
         first_sync: false,
     };
-    let merged = match (&was.result, now) {
-        // What was changed since stays, but for the fields that are put back.
-        (Some(Some(result)), Some(now)) if result != now => {
-            Merge::new(Some(result), old, now, rules.updated_at).map(|m| m.merged(now, Side::Local))
+    // What the discarded version had changed goes back; what it had not stays as it is now.
+    let before = was
+        .base
+        .as_ref()
+        .or(was.result.as_ref().and_then(Option::as_ref));
+    let merged = match (before, now) {
+        (Some(before), Some(now)) => {
+            Merge::new(Some(before), old, now, rules.updated_at).map(|m| m.merged(now, Side::Local))
         }
         _ => None,
     };
@@ -383,6 +388,7 @@ async fn discarded(
         fields,
         id,
         content,
+        base: doc("baseDocument").unwrap_or(None),
         result,
     })
 }
