@@ -52,7 +52,7 @@ pub enum Ending {
     /// A document is not what was expected. What was written before stays.
     Changed,
     /// A unique value is taken.
-    Taken(Duplicate),
+    Taken(Box<Duplicate>),
     /// The server refuses the document.
     Refused(String),
     /// The answer was lost: it is taken up again when the link is back.
@@ -214,7 +214,7 @@ async fn carry_on(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<Ending, F
         match verdict {
             Verdict::Done => step_done(shared, ruling).await?,
             Verdict::Modified => return Ok(Ending::Changed),
-            Verdict::Duplicate(dup) => return Ok(Ending::Taken(*dup)),
+            Verdict::Duplicate(dup) => return Ok(Ending::Taken(dup)),
             Verdict::Rejected { message, .. } => return Ok(Ending::Refused(message)),
             Verdict::Unknown { late } => {
                 if late {

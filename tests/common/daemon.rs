@@ -121,6 +121,11 @@ impl Settings {
             .set("control.file", &format!("{control:?}"))
     }
 
+    /// Where the API listens.
+    pub fn api_port(&self) -> u16 {
+        self.port
+    }
+
     /// The configuration file's text.
     pub fn toml(&self) -> String {
         let mut text = String::new();
