@@ -456,11 +456,11 @@ async fn a_taken_unique_value_is_told_with_its_index() {
     let taken = doc! {"_id": 1, "hall": 1, "day": "Monday", "pad": pad()};
     let free = doc! {"_id": 1, "hall": 2, "day": "Monday", "pad": pad()};
     let reordered = doc! {"pad": pad(), "_id": 1, "day": "Monday", "hall": 1};
-    let told = Verdict::Duplicate(Duplicate {
+    let told = Verdict::Duplicate(Box::new(Duplicate {
         pattern: doc! {"hall": 1, "day": 1},
         value: doc! {"hall": 1, "day": "Monday"},
         collation: None,
-    });
+    }));
     // By an insert, by fields, by the whole document.
     assert_eq!(place.write(None, Some(&b(taken.clone()))).await.1, told);
     place.put(&b(free.clone())).await;
