@@ -57,6 +57,7 @@ pub(crate) struct Namespace {
     pub(crate) db: String,
     pub(crate) coll: String,
     pub(crate) shown: String,
+    pub(crate) sync_fields: Vec<String>,
 }
 
 /// A write that was decided.
@@ -125,6 +126,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
                     db,
                     coll,
                     shown,
+                    sync_fields: settings.sync_fields.clone(),
                 });
                 namespaces.insert(n, ns.clone());
                 ns
@@ -279,7 +281,7 @@ fn settle_intent(
 
 /// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
 /// have changed further ones.
-fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
+pub(crate) fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
     if actual == intent.new.as_deref() {
         return true;
     }
@@ -326,6 +328,7 @@ fn found(item: &Item, clash: &Clash) -> Found {
         fields: clash.fields.clone(),
         other: None,
         notes,
+        sync_fields: item.ns.sync_fields.clone(),
     }
 }
 

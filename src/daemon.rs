@@ -17,13 +17,15 @@ use crate::command::{
 use crate::config::Config;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
+use crate::overrides::Overrides;
 use crate::retry::Retry;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 use crate::store::{self, Store, StoreError, queue, records};
 use crate::{
-    conflicts, disk, halt, identity, probe, pull, reconcile, recorder, runs, stamp, tail, worker,
+    conflicts, disk, halt, identity, probe, pull, reconcile, recorder, ruling, runs, stamp, tail,
+    worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -78,6 +80,7 @@ pub struct Daemon {
 /// Opens the state. Contacts no server: that is [`Daemon::run_until`]'s business.
 pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     let store = Store::open(&config.state_dir)?;
+    let config = store.call(Overrides::load).await?.apply(config);
     let timeout = config.probe.timeout;
     let local = Endpoint::connect(Side::Local, &config.local_uri, timeout)
         .await
@@ -101,6 +104,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         shared.runs.set_last(run);
     }
     halt::load(&shared).await?;
+    ruling::load(&shared).await?;
     Ok(Daemon {
         handle: Handle {
             shared: Arc::new(shared),
@@ -163,6 +167,7 @@ impl Daemon {
             task!("pull", pull::run(shared.clone()));
             task!("worker", worker::run(shared.clone()));
             task!("reconcile", reconcile::run(shared.clone()));
+            task!("rulings", ruling::run(shared.clone()));
         } else {
             shared.notice("remote", Some(CommandError::NotConfigured.to_string()));
         }
@@ -313,6 +318,11 @@ fn time(ms: i64) -> DateTime<Utc> {
 }
 
 impl Handle {
+    /// What all tasks share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Sends and fetches everything now and waits until it is done; the run's counts. The work goes
     /// on if the caller stops waiting.
     pub async fn sync(

@@ -1,11 +1,17 @@
 //! Halted collections: a dropped or renamed collection is never propagated silently (R13).
+//!
+//! A halt is a row of `meta` and a conflict on record. It is lifted by a resolution alone: the side
+//! that is kept is then carried over by a reconcile.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use bson::{RawDocumentBuf, doc};
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::{Item, Namespace, Planned, State};
 use crate::config::OnDrop;
@@ -18,21 +24,70 @@ use crate::tail;
 
 const PREFIX: &str = "halted:";
 
+/// Why a collection is halted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Halt {
+    /// A sentence for a person.
+    pub why: String,
+    /// `_id` of its record in `conflict_logs`.
+    pub conflict: ObjectId,
+    /// `collection_dropped` or `mass_delete`.
+    pub kind: Kind,
+    /// The side that lost its documents.
+    pub side: Side,
+}
+
+/// Every halt by namespace number.
+pub fn all(c: &Connection) -> rusqlite::Result<Vec<(u32, Halt)>> {
+    let mut rows = c.prepare_cached("SELECT k, v FROM meta WHERE k LIKE 'halted:%'")?;
+    let rows = rows.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?)))?;
+    let mut found = Vec::new();
+    for row in rows {
+        let (name, text) = row?;
+        let ns = name.strip_prefix(PREFIX).and_then(|n| n.parse().ok());
+        if let (Some(ns), Ok(halt)) = (ns, serde_json::from_str(&text)) {
+            found.push((ns, halt));
+        }
+    }
+    Ok(found)
+}
+
+/// Puts a halt and its record in place, inside a call. Without effect on one that is halted.
+pub fn put(c: &Connection, ns: u32, collection: &str, halt: &Halt) -> rusqlite::Result<()> {
+    let name = format!("{PREFIX}{ns}");
+    if store::get_meta::<String>(c, &name)?.is_some() {
+        return Ok(());
+    }
+    let record = doc! {
+        "collection": collection, "kind": halt.kind.name(), "notes": &halt.why,
+        "localId": null, "remoteId": null, "field": null, "localValue": null, "remoteValue": null,
+        "side": halt.side.name(), "timestamp": bson::DateTime::now(), "resolved": false,
+        "resolutionStrategy": null, "resolvedAt": null, "resolvedBy": null,
+    };
+    store::set_meta(c, &name, serde_json::to_string(halt).unwrap_or_default())?;
+    let total: i64 = store::get_meta(c, "conflicts_total")?.unwrap_or(0);
+    store::set_meta(c, "conflicts_total", total + 1)?;
+    let bytes = record.to_vec().unwrap_or_default();
+    records::put_record(c, "conflict_logs", &halt.conflict.bytes(), &bytes)
+}
+
+/// Takes a halt back, inside a call; [`Shared::halted`] follows by [`forget`].
+pub fn lift(c: &Connection, ns: u32) -> rusqlite::Result<()> {
+    c.execute("DELETE FROM meta WHERE k = ?", [format!("{PREFIX}{ns}")])?;
+    Ok(())
+}
+
+/// Lets the tasks work on a collection again.
+pub fn forget(shared: &Shared, ns: u32) {
+    lock(&shared.halted).remove(&ns);
+    shared.notice(&format!("{PREFIX}{ns}"), None);
+}
+
 /// Loads what was halted before this start.
 pub async fn load(shared: &Shared) -> Result<(), StoreError> {
-    let rows: Vec<(String, String)> = shared
-        .store
-        .call(|c| {
-            c.prepare("SELECT k, v FROM meta WHERE k LIKE 'halted:%'")?
-                .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
-                .collect()
-        })
-        .await?;
-    for (name, why) in rows {
-        if let Some(ns) = name.strip_prefix(PREFIX).and_then(|n| n.parse().ok()) {
-            lock(&shared.halted).insert(ns);
-            shared.notice(&name, Some(why));
-        }
+    for (ns, halt) in shared.store.call(all).await? {
+        lock(&shared.halted).insert(ns);
+        shared.notice(&format!("{PREFIX}{ns}"), Some(halt.why));
     }
     Ok(())
 }
@@ -68,26 +123,15 @@ pub async fn halt(
             "collection {shown} {what} on the {} side; it is not synced until you decide (nothing was deleted on the other side)",
             side.name()
         );
-        let record = doc! {
-            "collection": &shown, "kind": Kind::CollectionDropped.name(), "notes": &why,
-            "timestamp": bson::DateTime::now(), "resolved": false,
+        let halt = Halt {
+            why: why.clone(),
+            conflict: ObjectId::new(),
+            kind: Kind::CollectionDropped,
+            side,
         };
-        let bytes = record.to_vec().unwrap_or_default();
-        let name = format!("{PREFIX}{ns}");
-        let kept = why.clone();
         shared
             .store
-            .call(move |c| {
-                store::set_meta(c, &name, kept)?;
-                let total: i64 = store::get_meta(c, "conflicts_total")?.unwrap_or(0);
-                store::set_meta(c, "conflicts_total", total + 1)?;
-                records::put_record(
-                    c,
-                    "conflict_logs",
-                    &bson::oid::ObjectId::new().bytes(),
-                    &bytes,
-                )
-            })
+            .call(move |c| put(c, ns, &shown, &halt))
             .await?;
         lock(&shared.halted).insert(ns);
         shared.notice(&format!("{PREFIX}{ns}"), Some(why));

@@ -47,6 +47,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 
 /// Writes all records that wait.
 pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
+    let _in_order = shared.flushing.lock().await;
     loop {
         let waiting = shared
             .store
@@ -123,6 +124,9 @@ async fn make_indexes(shared: &Shared) -> Result<(), Failure> {
     let conflicts = doc! {"createIndexes": "conflict_logs", "indexes": [
         {"key": {"resolved": 1, "collection": 1, "timestamp": -1}, "name": "open"},
         {"key": {"localId": 1}, "name": "localId"},
+        {"key": {"resolved": 1, "_id": -1}, "name": "page"},
+        {"key": {"collection": 1, "_id": -1}, "name": "pageOfCollection"},
+        {"key": {"parent": 1}, "name": "parent", "sparse": true},
     ]};
     let logs = doc! {"createIndexes": "sync_logs", "indexes": [
         {"key": {"startTime": -1}, "name": "startTime"},

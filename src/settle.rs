@@ -73,6 +73,15 @@ pub(crate) async fn commit(
                         if let Some(content) = base {
                             base::put(c, &work.key, content.as_deref(), 0, 0)?;
                         }
+                        if !*close && records::open_conflict(c, &work.key)?.is_some() {
+                            // Only a look at both sides can tell that the conflict is over.
+                            let change = Change {
+                                key: work.key.clone(),
+                                id: work.id.clone(),
+                                hint: None,
+                            };
+                            queue::enqueue(c, Side::Remote, &[change], now)?;
+                        }
                         remove_rows(c, work, no_seq)?;
                         if *close {
                             conflicts::close_if_open(c, &work.key)?;
@@ -332,7 +341,7 @@ fn done(
     )?;
     base::drop_intent(c, key)?;
     if let Some(found) = &s.overruled {
-        conflicts::settled_by_policy(c, found, strategy)?;
+        conflicts::settled_by_policy(c, found, strategy, p.write.new.as_deref())?;
     }
     if p.last {
         remove_rows(c, &s.work, no_seq)?;

@@ -82,6 +82,10 @@ pub struct Shared {
     pub halted: Mutex<HashSet<u32>>,
     /// Namespaces found on a side, and those that can't be synced (views, time series).
     pub left_out: Mutex<HashSet<(String, String)>>,
+    /// Rulings whose outcome is not known yet; their documents stay in `busy` meanwhile.
+    pub rulings: Mutex<Vec<[u8; 12]>>,
+    /// Held while records are written to the local database: they must arrive in order.
+    pub flushing: tokio::sync::Mutex<()>,
     /// Test-only crash points and mutations.
     pub failpoints: Failpoints,
     /// Ends everything.
@@ -156,6 +160,19 @@ impl Settings {
         }
     }
 
+    /// Database and collection of a name as [`Settings::display`] shows it.
+    pub fn names_of(&self, shown: &str) -> (String, String) {
+        let databases = &self.config.databases;
+        let named = databases.iter().find_map(|db| {
+            let coll = shown.strip_prefix(db.as_str())?.strip_prefix('.')?;
+            Some((db.clone(), coll.to_owned()))
+        });
+        match named {
+            Some(names) if databases.len() > 1 => names,
+            _ => (databases[0].clone(), shown.to_owned()),
+        }
+    }
+
     /// The database that holds our records.
     pub fn records_db(&self) -> &str {
         &self.config.databases[0]
@@ -200,6 +217,8 @@ impl Shared {
             notices: Mutex::default(),
             halted: Mutex::default(),
             left_out: Mutex::default(),
+            rulings: Mutex::default(),
+            flushing: tokio::sync::Mutex::default(),
             failpoints: Failpoints::from_env(),
             cancel,
             started: Instant::now(),

@@ -108,7 +108,7 @@ async fn record(
         side,
         &ours.unwrap_or_default(),
         (other, blocker),
-        dup,
+        (dup, &item.ns.sync_fields),
     );
     let work = item.work.clone();
     let is_new = shared

@@ -243,7 +243,7 @@ fn logs_text(runs: &[SyncRun]) -> String {
 }
 
 /// An `_id` as people write it: the hex of an ObjectId, else its extended JSON.
-fn id_text(id: &Value) -> String {
+pub(super) fn id_text(id: &Value) -> String {
     match id {
         Value::String(text) => text.clone(),
         Value::Object(object) => match object.get("$oid").and_then(Value::as_str) {

@@ -9,6 +9,7 @@
 //! aside under a name that says so; base is then rebuilt by a reconcile.
 
 pub mod base;
+pub mod cases;
 pub mod queue;
 pub mod records;
 mod schema;

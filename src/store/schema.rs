@@ -47,6 +47,15 @@ CREATE TABLE records(n INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, coll
 INSERT INTO meta(k, v) VALUES('seq', 0);
 ";
 
+/// Tables that came later; made in any file that lacks them.
+/// cases: what `resolve` must know of an open conflict. local, remote: `_id` of the document on that
+/// side; fields: names, NUL-separated; seen: version of both documents when last shown to a person.
+const LATER: &str = "
+CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
+  seen INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
+";
+
 /// A file whose existence asks for a full check at the next start.
 pub(super) fn suspect_mark(path: &Path) -> PathBuf {
     path.with_extension("db.suspect")
@@ -90,6 +99,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         }
     }
     check(&mut conn, suspect_mark(path).exists())?;
+    conn.execute_batch(LATER)?;
     Ok(conn)
 }
 

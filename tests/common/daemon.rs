@@ -121,6 +121,11 @@ impl Settings {
             .set("control.file", &format!("{control:?}"))
     }
 
+    /// Where the API listens.
+    pub fn api_port(&self) -> u16 {
+        self.port
+    }
+
     /// The configuration file's text.
     pub fn toml(&self) -> String {
         let mut text = String::new();
@@ -272,6 +277,11 @@ impl Daemon {
     /// `POST` with a JSON body.
     pub async fn post(&self, path: &str, body: Value) -> Result<Answer, String> {
         self.ask("POST", path, Some(body)).await
+    }
+
+    /// `PUT` with a JSON body.
+    pub async fn put(&self, path: &str, body: Value) -> Result<Answer, String> {
+        self.ask("PUT", path, Some(body)).await
     }
 
     async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Result<Answer, String> {
