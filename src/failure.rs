@@ -179,8 +179,8 @@ pub fn class_of_code(code: i32) -> Class {
         // Unauthorized is a matter of set-up, not of the document: tried again until it is put right.
         UNAUTHORIZED | 6 | 7 | 89 | 91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436 | 9001
         | 50 | 262 | 112 | 24 | 251 | 64 | 43 | 134 | 246 | 11601 => Class::Transient,
-        // ChangeStreamHistoryLost, CappedPositionLost, ChangeStreamFatalError, InvalidResumeToken
-        286 | 136 | 280 | 260 => Class::HistoryLost,
+        // ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken
+        286 | 136 | 260 => Class::HistoryLost,
         // $changeStream is only supported on replica sets.
         40573 => Class::Offline(Reason::NotAReplicaSet),
         _ => Class::Rejected,

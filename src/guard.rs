@@ -427,7 +427,7 @@ fn literal_doc(w: &mut Writer, name: &str, doc: &[u8]) {
 }
 
 /// Raises [`GUARD_FAILED`]. Not a constant, or an optimiser could raise it ahead of time.
-fn refusal(w: &mut Writer, name: &str) {
+pub(crate) fn refusal(w: &mut Writer, name: &str) {
     w.open(name)
         .open("$toInt")
         .open_array("$concat")

@@ -10,11 +10,12 @@ use bson::doc;
 use chrono::Utc;
 
 use crate::failure::{Class, Failure};
+use crate::identity;
 use crate::raw::{Writer, index_name};
 use crate::runs;
 use crate::settle::store_failed;
 use crate::shared::Shared;
-use crate::store::records;
+use crate::store::{self, records};
 
 /// Runs until the daemon ends; a second is soon enough for what people read.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
@@ -81,20 +82,9 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
                 .value("$eq", 0x07, &record.id)
                 .close()
                 .close();
-            w.open_array("u")
-                .open("0")
-                .open("$replaceWith")
-                .open_array("$mergeObjects");
-            w.str("0", "$$ROOT")
-                .open("1")
-                .doc("$literal", &record.doc)
-                .close();
-            w.close()
-                .close()
-                .close()
-                .close()
-                .bool("upsert", true)
-                .close();
+            // Not by pipeline: bodies may have duplicate names, see `guard::form`.
+            w.open("u").doc("$set", &record.doc).close();
+            w.bool("upsert", true).close();
             taken.push(record.n);
         }
         let reply = shared.local.run(&db, w.command()).await?;
@@ -112,9 +102,16 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
             );
             return Ok(());
         }
+        // By this one a restored backup is told from the database that we know.
+        let newest = (coll == "sync_logs").then(|| waiting[taken.len() - 1].id.clone());
         shared
             .store
-            .call(move |c| taken.iter().try_for_each(|n| records::drop_record(c, *n)))
+            .call(move |c| {
+                if let Some(last) = newest {
+                    store::set_meta(c, identity::LAST_RECORD, last)?;
+                }
+                taken.iter().try_for_each(|n| records::drop_record(c, *n))
+            })
             .await
             .map_err(store_failed)?;
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::content::{has_duplicates, strip};
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
+use crate::guard;
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
@@ -203,7 +204,9 @@ async fn write(
                 .str(&fields.origin, origin.name());
         }
         w.close().close().close();
-        w.str("2", "$$ROOT").close();
+        // Not `$$ROOT`: what came in between may have duplicate names, and be written changed.
+        guard::refusal(&mut w, "2");
+        w.close();
         // `$replaceWith`, its stage, the pipeline, the statement.
         w.close().close().close().close();
         n += 1;

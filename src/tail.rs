@@ -28,6 +28,9 @@ use crate::store::{self, base, records};
 /// Largest update description that travels with an event, in bytes; larger ones mean "look".
 const DESCRIPTION_BYTES: i32 = 2048;
 
+/// The server's `ChangeStreamFatalError`: no event with our token where it should be.
+const RESUME_TOKEN_NOT_FOUND: i32 = 280;
+
 /// Most events in one transaction.
 const EVENTS: usize = 2000;
 
@@ -73,6 +76,10 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
             Stop::Failure(failure) => failure,
         };
         shared.note::<()>(side, &Err(failure.clone()));
+        if failure.code == Some(RESUME_TOKEN_NOT_FOUND) {
+            // The oplog reaches back far enough, but what we have seen is not in it.
+            return Err(crate::identity::restored(side));
+        }
         if failure.class == Class::HistoryLost {
             lose_history(&shared, side, &db, &failure).await?;
             continue;
@@ -119,11 +126,12 @@ async fn lose_history(
 ) -> Result<(), Failure> {
     tracing::warn!(side = side.name(), db, %failure, "the oplog no longer holds our position; comparing everything");
     let (token, flag) = (token_name(side, db), reconcile_name(db));
+    let seen = crate::identity::seen_name(side, db);
     let why = format!("history of the {} database lost", side.name());
     shared
         .store
         .call(move |c| {
-            c.execute("DELETE FROM meta WHERE k = ?", [&token])?;
+            c.execute("DELETE FROM meta WHERE k = ? OR k = ?", [&token, &seen])?;
             // Insert events that we were owed may be among the lost ones.
             base::clear_echoes(c)?;
             store::set_meta(c, &flag, why)
@@ -431,6 +439,8 @@ async fn commit(
     // At the limit only the fact that something changed is kept (R22).
     let degraded = any && shared.degraded.load(Ordering::Relaxed);
     let flag = reconcile_name(db);
+    let seen_name = crate::identity::seen_name(side, db);
+    let seen_text = seen.map(|t| format!("{}.{}", t.time, t.increment));
     shared
         .store
         .call(move |c| {
@@ -441,6 +451,9 @@ async fn commit(
             }
             failpoints.failpoints.crash("enq_before_token");
             store::set_meta(c, &name, token)?;
+            if let Some(seen) = &seen_text {
+                store::set_meta(c, &seen_name, seen)?;
+            }
             if stamp_pending && !degraded {
                 for change in &changes {
                     records::put_stamp(c, &change.key, &change.id)?;

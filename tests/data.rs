@@ -5,210 +5,14 @@
 mod common;
 
 use common::kit::{
-    both, converged_without_conflict, cut, heal, raw_docs, the_conflict, wait_content,
+    both, converged_without_conflict, cut, dealt_with, heal, raw_docs, the_conflict, wait_content,
 };
+use common::odd::{decimal, odd, put, values, with_id};
 use common::{Daemon, World, wait_for};
 use mongodb::Database;
-use mongodb::bson::spec::BinarySubtype;
-use mongodb::bson::{
-    Binary, Bson, DateTime, DbPointer, Decimal128, Document, JavaScriptCodeWithScope,
-    RawDocumentBuf, Regex, Timestamp, doc, oid::ObjectId,
-};
+use mongodb::bson::{Bson, DateTime, DbPointer, Document, RawDocumentBuf, doc};
 use sangam::raw::{self, Writer};
-
-/// Puts a document into a database exactly as it is; `insert` would fill in a `Timestamp(0, 0)`.
-async fn put(db: &Database, coll: &str, document: &[u8]) {
-    let id = raw::get(document, b"_id").unwrap();
-    let mut w = Writer::new();
-    if raw::elements(document).any(|e| e.is_ok_and(|e| e.kind == 0x11)) {
-        w.str("update", coll).open_array("updates").open("0");
-        w.open("q").value("_id", id.kind, id.value).close();
-        w.open_array("u").open("0").open("$replaceWith");
-        w.doc("$literal", document).close().close().close();
-        w.bool("upsert", true).close().close();
-    } else {
-        w.str("insert", coll)
-            .open_array("documents")
-            .doc("0", document)
-            .close();
-    }
-    let reply = db.run_raw_command(w.command()).await.unwrap();
-    assert!(!reply.contains_key("writeErrors"), "{reply}");
-    assert!(
-        raw_docs(db, coll)
-            .await
-            .iter()
-            .any(|d| d.as_bytes() == document)
-    );
-}
-
-fn decimal(text: &str) -> Decimal128 {
-    text.parse().unwrap()
-}
-
-fn decimals(texts: &[&str]) -> Bson {
-    texts
-        .iter()
-        .map(|t| Bson::Decimal128(decimal(t)))
-        .collect::<Vec<_>>()
-        .into()
-}
-
-/// A value of every type, and of some more than one.
-fn values() -> Vec<(&'static str, Bson)> {
-    let binary = |subtype, bytes: &[u8]| {
-        Bson::Binary(Binary {
-            subtype,
-            bytes: bytes.to_vec(),
-        })
-    };
-    let code = "function() { return x; }".to_owned();
-    vec![
-        ("double", 0.1.into()),
-        ("minus zero", (-0.0).into()),
-        ("nan", f64::NAN.into()),
-        (
-            "nan with payload",
-            f64::from_bits(0x7ff8_0000_dead_beef).into(),
-        ),
-        ("infinity", f64::NEG_INFINITY.into()),
-        ("tiny", f64::from_bits(1).into()),
-        ("string", "नमस्ते \0 zero".into()),
-        ("empty string", "".into()),
-        (
-            "document",
-            Bson::Document(doc! {"b": 1, "a": {"c": [1, {"d": 2}]}}),
-        ),
-        (
-            "array",
-            Bson::Array(vec![1.into(), 1_i64.into(), 1.0.into(), Bson::Null]),
-        ),
-        ("binary", binary(BinarySubtype::Generic, &[0, 1, 255])),
-        ("uuid", binary(BinarySubtype::Uuid, &[7; 16])),
-        ("own binary", binary(BinarySubtype::UserDefined(0x80), &[])),
-        ("object id", ObjectId::from_bytes([9; 12]).into()),
-        ("bool", false.into()),
-        ("date", DateTime::from_millis(-1).into()),
-        ("far date", DateTime::from_millis(i64::MAX).into()),
-        ("null", Bson::Null),
-        (
-            "regex",
-            Regex {
-                pattern: "^a".try_into().unwrap(),
-                options: "imx".try_into().unwrap(),
-            }
-            .into(),
-        ),
-        ("code", Bson::JavaScriptCode(code.clone())),
-        (
-            "scoped",
-            JavaScriptCodeWithScope {
-                code,
-                scope: doc! {"x": 1},
-            }
-            .into(),
-        ),
-        ("symbol", Bson::Symbol("sym".into())),
-        ("int", i32::MIN.into()),
-        ("long", i64::MAX.into()),
-        (
-            "timestamp",
-            Timestamp {
-                time: 1,
-                increment: 2,
-            }
-            .into(),
-        ),
-        (
-            "zero timestamp",
-            Timestamp {
-                time: 0,
-                increment: 0,
-            }
-            .into(),
-        ),
-        (
-            "cohorts",
-            decimals(&["1", "1.0", "1.00", "1E0", "-0", "0E+3", "NaN", "Infinity"]),
-        ),
-        ("one", decimal("1").into()),
-        ("one point zero", decimal("1.0").into()),
-        ("decimal nan", decimal("NaN").into()),
-        ("min key", Bson::MinKey),
-        ("max key", Bson::MaxKey),
-        ("undefined", Bson::Undefined),
-    ]
-}
-
-/// Documents that are hard to carry, without `_id`.
-fn odd() -> Vec<(String, Vec<u8>)> {
-    let mut all: Vec<(String, Vec<u8>)> = values()
-        .into_iter()
-        .map(|(name, v)| (name.into(), doc! {"v": v, "w": 1}.to_vec().unwrap()))
-        .collect();
-    let mut add = |name: &str, fill: &dyn Fn(&mut Writer)| {
-        let mut w = Writer::new();
-        fill(&mut w);
-        all.push((name.into(), w.finish()));
-    };
-    add("empty", &|_| {});
-    add("duplicate names", &|w| {
-        w.i32("a", 1).i32("b", 2).i32("a", 3);
-    });
-    add("duplicate names within", &|w| {
-        w.open("d").i32("a", 1).i32("a", 2).close();
-    });
-    add("dollar", &|w| {
-        w.i32("$set", 1)
-            .str("$ref", "$$ROOT")
-            .open("x")
-            .i32("$gt", 1)
-            .close();
-    });
-    add("dotted", &|w| {
-        w.i32("a.b", 1)
-            .i32(".", 2)
-            .i32("a.", 3)
-            .open("a")
-            .i32("b", 4)
-            .close();
-    });
-    add("empty name", &|w| {
-        w.i32("", 1).open("x").str("", "").close();
-    });
-    add("expression", &|w| {
-        w.str("v", "$_id")
-            .open("u")
-            .str("$literal", "x")
-            .close()
-            .str("n", "$$NOW");
-    });
-    add("zero timestamps", &|w| {
-        w.value("t", 0x11, &[0; 8])
-            .open("in")
-            .value("t", 0x11, &[0; 8])
-            .close();
-    });
-    add("numeric names", &|w| {
-        w.i32("0", 1)
-            .i32("1", 2)
-            .open("a")
-            .i32("10", 1)
-            .i32("2", 2)
-            .close();
-    });
-    all
-}
-
-/// A document with a string `_id` and these fields.
-fn with_id(id: &str, fields: &[u8]) -> Vec<u8> {
-    let mut w = Writer::new();
-    w.str("_id", id);
-    for e in raw::elements(fields) {
-        w.whole(e.unwrap().whole);
-    }
-    w.finish()
-}
+use serde_json::json;
 
 /// The documents of a side without what Sangam stamped, in `_id` order.
 async fn contents(world: &World, db: &Database) -> Vec<RawDocumentBuf> {
@@ -365,7 +169,8 @@ struct DbPointerId;
 
 impl DbPointerId {
     fn bson() -> Bson {
-        let json = serde_json::json!({"$dbPointer": {"$ref": "db.c", "$id": {"$oid": "64e000000000000000000000"}}});
+        let json =
+            json!({"$dbPointer": {"$ref": "db.c", "$id": {"$oid": "64e000000000000000000000"}}});
         let pointer: Bson = json.as_object().unwrap().clone().try_into().unwrap();
         assert!(matches!(pointer, Bson::DbPointer(DbPointer { .. })));
         pointer
@@ -396,9 +201,7 @@ async fn r14_every_type_of_id_both_ways() {
     assert_eq!(here.count_documents(doc! {"v": 1}).await.unwrap(), count);
     // AND a comparison of everything finds nothing to do, and their deletion arrives
     wait_for("a reconcile", async || {
-        let answer = daemon
-            .post("/api/sync/reconcile", serde_json::json!({}))
-            .await;
+        let answer = daemon.post("/api/sync/reconcile", json!({})).await;
         answer.is_ok_and(|a| a.status == 200)
     })
     .await;
@@ -474,6 +277,71 @@ async fn r14_documents_up_to_the_servers_limit() {
     // THEN both sides have it
     converged_without_conflict(&world, &daemon).await;
     assert_eq!(here.count_documents(doc! {}).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn r21_odd_versions_are_kept_on_record_as_they_are() {
+    // GIVEN odd documents that clash
+    let world = World::new("odd_records").await;
+    let daemon = world.start().await;
+    daemon.post("/api/sync/pause", json!({})).await.unwrap();
+    clashing(&world, 0).await;
+    daemon.post("/api/sync/resume", json!({})).await.unwrap();
+    let count = odd().len();
+    daemon
+        .wait_status("unresolvedConflicts", |n| *n == count)
+        .await;
+    dealt_with(&daemon).await;
+    records_hold_both_sides(&world).await;
+    // WHEN both versions of each become others while they are held
+    for round in 1..4 {
+        daemon.post("/api/sync/pause", json!({})).await.unwrap();
+        clashing(&world, round * 5 - 4).await;
+        daemon.post("/api/sync/resume", json!({})).await.unwrap();
+        dealt_with(&daemon).await;
+        // THEN the records follow, and no server has come to harm
+        records_hold_both_sides(&world).await;
+    }
+}
+
+/// Makes the documents anew on both sides, each with the odd fields of one `shift` behind it, and
+/// different all the same.
+async fn clashing(world: &World, shift: usize) {
+    let odd = odd();
+    for (db, from) in [(&world.local, "local"), (&world.remote, "remote")] {
+        db.collection::<Document>("c")
+            .delete_many(doc! {})
+            .await
+            .unwrap();
+        for (i, (name, _)) in odd.iter().enumerate() {
+            let mut w = Writer::new();
+            for e in raw::elements(&with_id(name, &odd[(i + shift) % odd.len()].1)) {
+                w.whole(e.unwrap().whole);
+            }
+            w.str("from", from);
+            put(db, "c", &w.finish()).await;
+        }
+    }
+}
+
+/// Each record has the two documents byte for byte, sync fields aside.
+async fn records_hold_both_sides(world: &World) {
+    for (db, body) in [
+        (&world.local, "localDocument"),
+        (&world.remote, "remoteDocument"),
+    ] {
+        let records = raw_docs(&world.local, "conflict_logs").await;
+        let held: Vec<RawDocumentBuf> = records
+            .iter()
+            .map(|r| {
+                sangam::compare::content(r.get_document(body).unwrap(), &world.fields).unwrap()
+            })
+            .map(|d| RawDocumentBuf::from_bytes(d).unwrap())
+            .collect();
+        for d in contents(world, db).await {
+            assert!(held.contains(&d), "{body} of none: {d:?}");
+        }
+    }
 }
 
 #[tokio::test]

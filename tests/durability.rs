@@ -147,7 +147,9 @@ async fn r3_lost_ack_of_an_insert_then_local_edit_is_no_conflict() {
 async fn r3_lost_ack_of_a_delete_then_insert_is_no_conflict() {
     lost_ack(
         "delete",
-        async |c| drop(c.delete_one(doc! {"_id": 1}).await.unwrap()),
+        async |c| {
+            c.delete_one(doc! {"_id": 1}).await.unwrap();
+        },
         async |c| drop(c.insert_one(doc! {"_id": 1, "v": "again"}).await.unwrap()),
     )
     .await;
@@ -227,11 +229,10 @@ async fn application(c: &Docs, side: &str, round: i32, ledger: &mut Ledger) {
             format!("{side}-{}-{i}", round - 1),
             format!("{side}-{}-{}", round - 1, i + 10),
         );
-        if ledger.contains_key(&edited) {
+        if round > 1 && ledger.remove(&deleted).is_some() {
+            c.delete_one(doc! {"_id": &deleted}).await.unwrap();
             set(c, &edited, doc! {"v": round}).await;
             ledger.insert(edited, round);
-            c.delete_one(doc! {"_id": &deleted}).await.unwrap();
-            ledger.remove(&deleted);
         }
     }
 }

@@ -9,6 +9,7 @@
 pub mod api;
 pub mod daemon;
 pub mod kit;
+pub mod odd;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
