@@ -66,6 +66,7 @@ pub mod recorder;
 pub mod resolution;
 pub mod resolve;
 pub mod retry;
+pub mod rules;
 pub mod ruling;
 pub mod run;
 pub mod runs;
