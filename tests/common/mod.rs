@@ -29,6 +29,9 @@ pub use daemon::{Daemon, Settings};
 /// How long a test waits for something that should happen soon.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Size of an oplog where a test does not care.
+const OPLOG_MB: u32 = 64;
+
 /// A local and a remote replica set.
 pub struct Servers {
     pub local: MongoServer,
@@ -36,10 +39,11 @@ pub struct Servers {
 }
 
 impl Servers {
-    async fn start(dir: &Path) -> Self {
+    async fn start(dir: &Path, oplog_mb: u32) -> Self {
         let (local_dir, remote_dir) = (dir.join("local"), dir.join("remote"));
         let options = |set: &str| ServerOptions {
             set_name: Some(set.into()),
+            oplog_mb,
             ..ServerOptions::default()
         };
         let (local, remote) = tokio::join!(
@@ -57,7 +61,7 @@ impl Servers {
 async fn shared_servers() -> &'static Servers {
     static SERVERS: OnceCell<Servers> = OnceCell::const_new();
     SERVERS
-        .get_or_init(|| async { Servers::start(&shared_dir()).await })
+        .get_or_init(|| async { Servers::start(&shared_dir(), OPLOG_MB).await })
         .await
 }
 
@@ -104,8 +108,13 @@ impl World {
 
     /// A world on servers of its own, which the test may kill, suspend and restart.
     pub async fn with_own_servers(test: &str) -> Self {
+        Self::with_oplogs(test, OPLOG_MB).await
+    }
+
+    /// A world on servers of its own with oplogs of that size.
+    pub async fn with_oplogs(test: &str, oplog_mb: u32) -> Self {
         let dir = temp_dir();
-        let servers = Servers::start(dir.path()).await;
+        let servers = Servers::start(dir.path(), oplog_mb).await;
         Self::on(test, Hold::Own(Box::new(servers)), dir).await
     }
 
