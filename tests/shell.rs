@@ -253,7 +253,7 @@ fn second(folder: &std::path::Path, state: Option<&str>) -> (Option<i32>, String
 #[test]
 fn a_second_daemon_on_the_state_is_told_so() {
     let first = Daemon::start(None);
-    let (code, stderr) = second(&first.folder, None);
+    let (code, stderr) = second(first.folder.path(), None);
     assert_eq!(code, Some(78), "{stderr}");
     assert!(
         stderr.contains("another sangam already works in"),
@@ -264,7 +264,7 @@ fn a_second_daemon_on_the_state_is_told_so() {
 #[test]
 fn a_second_daemon_on_the_address_is_told_so() {
     let first = Daemon::start(None);
-    let (code, stderr) = second(&first.folder, Some("/other-state"));
+    let (code, stderr) = second(first.folder.path(), Some("/other-state"));
     assert_eq!(code, Some(1), "{stderr}");
     assert!(
         stderr.contains("perhaps another sangam") && stderr.contains("api.listen"),
