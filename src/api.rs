@@ -5,7 +5,11 @@
 //! a web page in the administrator's browser can't reach it by DNS rebinding. A request that changes
 //! something is refused when the browser says that another site's page made it.
 
+mod conflicts;
 mod guard;
+mod openapi;
+mod serve;
+mod settings;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,18 +25,12 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use http_body_util::{BodyExt, Limited};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use crate::command::{Command, CommandError, NetworkStatus, Queue, Status, SyncRun};
-use crate::config::Policy;
 use crate::dispatch::{Dispatcher, Outcome};
 
 /// Largest request body.
@@ -41,65 +39,11 @@ const MOST_BYTES: usize = 1 << 20;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for an answer, but for `sync` and `reconcile`, which take as long as they take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for answers that are being written when the daemon stops.
-const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// More connections than this wait.
-const MOST_CONNECTIONS: usize = 128;
 /// Highest `limit` that may be asked for.
 const MOST_ENTRIES: u32 = 1000;
 
-/// Serves until cancelled.
-pub async fn serve(
-    listener: TcpListener,
-    dispatcher: Dispatcher,
-    guard: Guard,
-    cancel: CancellationToken,
-) -> std::io::Result<()> {
-    let router = router(dispatcher, guard);
-    let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            break;
-        };
-        let accepted = tokio::select! {
-            biased;
-            () = cancel.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        while connections.try_join_next().is_some() {}
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, mostly; it passes.
-                tracing::warn!(%error, "the API can't take a connection");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                continue;
-            }
-        };
-        let (service, cancel) = (TowerToHyperService::new(router.clone()), cancel.clone());
-        connections.spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(READ_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            let mut connection = std::pin::pin!(connection);
-            // An error here is a client that hung up.
-            tokio::select! {
-                _ = connection.as_mut() => {}
-                () = cancel.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    let _ = timeout(STOP_TIMEOUT, connection).await;
-                }
-            }
-            drop(slot);
-        });
-    }
-    while connections.join_next().await.is_some() {}
-    Ok(())
-}
-
-pub use guard::Guard;
+pub use guard::{Caller, Guard, Role};
+pub use serve::{Listener, serve};
 
 fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
     let guarded = Router::new()
@@ -111,7 +55,20 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
         .route("/api/sync/network-status", get(network_status))
         .route("/api/sync/logs", get(logs))
         .route("/api/sync/queue", get(queue))
-        .route("/api/sync/config", get(config))
+        .route(
+            "/api/sync/config",
+            get(settings::config).put(settings::set_config),
+        )
+        .route("/api/sync/conflicts", get(conflicts::list))
+        .route("/api/sync/conflicts/resolve", post(conflicts::resolve_many))
+        .route(
+            "/api/sync/conflicts/auto-resolve",
+            post(conflicts::auto_resolve),
+        )
+        .route("/api/sync/conflicts/{id}", get(conflicts::show))
+        .route("/api/sync/conflicts/{id}/resolve", post(conflicts::resolve))
+        .route("/api/sync/conflicts/{id}/undo", post(conflicts::undo))
+        .route("/openapi.json", get(openapi::document))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(
@@ -131,6 +88,8 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
 pub(crate) struct ApiError {
     status: StatusCode,
     detail: String,
+    /// The new state of a conflict that changed since it was shown.
+    conflict: Option<Box<Value>>,
 }
 
 impl ApiError {
@@ -138,13 +97,18 @@ impl ApiError {
         Self {
             status,
             detail: detail.into(),
+            conflict: None,
         }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(json!({ "detail": self.detail }))).into_response();
+        let mut body = json!({ "detail": self.detail });
+        if let Some(conflict) = self.conflict {
+            body["conflict"] = *conflict;
+        }
+        let mut response = (self.status, Json(body)).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(
                 WWW_AUTHENTICATE,
@@ -158,29 +122,46 @@ impl IntoResponse for ApiError {
 impl From<CommandError> for ApiError {
     fn from(error: CommandError) -> Self {
         let status = match error {
-            CommandError::Busy => StatusCode::CONFLICT,
+            CommandError::Busy | CommandError::Refused(_) | CommandError::Changed { .. } => {
+                StatusCode::CONFLICT
+            }
+            CommandError::NotFound(_) => StatusCode::NOT_FOUND,
             CommandError::NotConfigured | CommandError::Offline(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             CommandError::BadRequest(_) => StatusCode::BAD_REQUEST,
             CommandError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, error.to_string())
+        let detail = error.to_string();
+        let conflict = match error {
+            CommandError::Changed { state, .. } => Some(state),
+            _ => None,
+        };
+        Self {
+            status,
+            detail,
+            conflict,
+        }
     }
 }
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 struct SyncRequest {
+    /// Only these; all without it.
     #[serde(default)]
     collections: Option<Vec<String>>,
 }
 
+/// Sends and fetches everything now
+#[utoipa::path(post, path = "/api/sync/sync", tag = "sync", request_body = Option<SyncRequest>,
+    responses((status = 200, body = SyncRun),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn sync(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRun> {
     let bytes = read(body).await?;
-    let request = parse(&bytes).map_err(|error| {
+    let request: SyncRequest = object(&bytes).map_err(|error| {
         ApiError::new(
             StatusCode::BAD_REQUEST,
             format!("the body must be {{\"collections\": [\"NAME\", ...]}} or empty: {error}"),
@@ -190,15 +171,21 @@ async fn sync(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRu
     run(dispatcher, Command::Sync { collections }).await
 }
 
-fn parse(bytes: &[u8]) -> serde_json::Result<SyncRequest> {
-    if bytes.trim_ascii().is_empty() {
-        return Ok(SyncRequest::default());
-    }
+/// A JSON object; nothing at all is an empty one.
+fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    let bytes = match bytes.trim_ascii() {
+        b"" => b"{}",
+        bytes => bytes,
+    };
     // By way of an object: serde takes a list for a struct, too.
     let object: serde_json::Map<String, Value> = serde_json::from_slice(bytes)?;
     serde_json::from_value(Value::Object(object))
 }
 
+/// Compares both databases as a whole and mends what differs
+#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync", 
+    responses((status = 200, body = SyncRun),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn reconcile(State(dispatcher): State<Dispatcher>) -> Answer<SyncRun> {
     run(dispatcher, Command::Reconcile).await
 }
@@ -211,10 +198,18 @@ async fn run(dispatcher: Dispatcher, command: Command) -> Answer<SyncRun> {
     }
 }
 
+/// Stops moving changes; they go on being noted
+#[utoipa::path(post, path = "/api/sync/pause", tag = "sync", 
+    responses((status = 200, body = openapi::Done),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn pause(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
     done(dispatcher, Command::Pause).await
 }
 
+/// Undoes `pause`
+#[utoipa::path(post, path = "/api/sync/resume", tag = "sync", 
+    responses((status = 200, body = openapi::Done),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn resume(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
     done(dispatcher, Command::Resume).await
 }
@@ -225,6 +220,10 @@ async fn done(dispatcher: Dispatcher, command: Command) -> Answer<Value> {
     Ok(Json(json!({ "success": true, "message": outcome.line() })))
 }
 
+/// How things are
+#[utoipa::path(get, path = "/api/sync/status", tag = "sync", 
+    responses((status = 200, body = Status),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn status(State(dispatcher): State<Dispatcher>) -> Answer<Status> {
     match in_time(async move { dispatcher.execute(Command::Status).await }).await? {
         Outcome::Status(status) => Ok(Json(*status)),
@@ -232,15 +231,26 @@ async fn status(State(dispatcher): State<Dispatcher>) -> Answer<Status> {
     }
 }
 
+/// Whether the remote can be reached
+#[utoipa::path(get, path = "/api/sync/network-status", tag = "sync", 
+    responses((status = 200, body = NetworkStatus),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn network_status(State(dispatcher): State<Dispatcher>) -> Json<NetworkStatus> {
     Json(dispatcher.handle().network_status())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Limit {
+    /// Most entries
+    #[param(minimum = 1, maximum = 1000, default = 20)]
     limit: Option<u32>,
 }
 
+/// The last sync runs, newest first
+#[utoipa::path(get, path = "/api/sync/logs", tag = "sync", params(Limit),
+    responses((status = 200, body = Vec<SyncRun>),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn logs(
     State(dispatcher): State<Dispatcher>,
     query: Result<Query<Limit>, QueryRejection>,
@@ -252,6 +262,10 @@ async fn logs(
         .map(Json)
 }
 
+/// The changes that wait
+#[utoipa::path(get, path = "/api/sync/queue", tag = "sync", params(Limit),
+    responses((status = 200, body = Queue),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn queue(
     State(dispatcher): State<Dispatcher>,
     query: Result<Query<Limit>, QueryRejection>,
@@ -274,20 +288,10 @@ fn limit(query: Result<Query<Limit>, QueryRejection>) -> Result<u32, ApiError> {
         })
 }
 
-async fn config(State(dispatcher): State<Dispatcher>) -> Json<Value> {
-    let config = dispatcher.config();
-    let minutes = config.pull.interval.as_secs_f64() / 60.0;
-    let strategy: Policy = config.sync.conflict_resolution_strategy;
-    Json(json!({
-        "autoSyncEnabled": config.sync.auto_sync_enabled,
-        "syncIntervalMinutes": if minutes.fract() == 0.0 { json!(minutes as u64) } else { json!(minutes) },
-        "conflictResolutionStrategy": strategy,
-        "collectionsToSync": config.sync.collections,
-        "maxRetries": config.sync.max_retries,
-        "batchSize": config.sync.batch_size,
-    }))
-}
-
+/// Whether the daemon is alive
+#[utoipa::path(get, path = "/healthz", tag = "sync", 
+    responses((status = 200, body = openapi::Health),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
     health(
         dispatcher.handle().is_alive(),
@@ -296,6 +300,10 @@ async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
     )
 }
 
+/// Whether local changes are being captured
+#[utoipa::path(get, path = "/readyz", tag = "sync", 
+    responses((status = 200, body = openapi::Health),
+              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn readyz(State(dispatcher): State<Dispatcher>) -> Response {
     health(
         dispatcher.handle().is_capturing(),
@@ -343,6 +351,19 @@ async fn in_time<T: Send + 'static>(
         Err(_) => Err(ApiError::new(
             StatusCode::GATEWAY_TIMEOUT,
             "no answer in time: the local database may be away; see `sangam status`",
+        )),
+    }
+}
+
+/// For work that takes as long as it takes; it goes on if the caller hangs up.
+async fn without_limit<T: Send + 'static>(
+    work: impl Future<Output = Result<T, CommandError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the daemon is stopping",
         )),
     }
 }

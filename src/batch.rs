@@ -4,6 +4,8 @@
 //! side is known to have changed, which saves reading it: the guard finds out (R6). What the guard
 //! refuses is looked at again, with both sides read.
 
+mod read;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -46,7 +48,7 @@ pub(crate) enum State {
     /// Nothing more to do in this batch.
     Done,
     /// A unique index refused the write to that side.
-    Clash(Side, Write, Duplicate),
+    Clash(Box<(Side, Write, Duplicate)>),
 }
 
 /// A namespace of the batch.
@@ -56,6 +58,7 @@ pub(crate) struct Namespace {
     pub(crate) db: String,
     pub(crate) coll: String,
     pub(crate) shown: String,
+    pub(crate) sync_fields: Vec<String>,
 }
 
 /// A write that was decided.
@@ -133,6 +136,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
                     db,
                     coll,
                     shown,
+                    sync_fields: settings.sync_fields.clone(),
                 });
                 namespaces.insert(n, ns.clone());
                 ns
@@ -151,7 +155,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         if items.iter().all(|i| i.state != State::Look) {
             break;
         }
-        read(shared, &mut items, look > 0).await?;
+        read::read(shared, &mut items, look > 0).await?;
         let planned = decide_all(shared, &settings, &mut items).await?;
         if !planned.is_empty() {
             write_all(shared, &settings, &mut items, planned).await?;
@@ -164,42 +168,6 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         .map(|i| i.work)
         .collect();
     settle::put_back(shared, left, delay_of_attempt(&settings.config.retry, 1)).await
-}
-
-/// Reads what has to be known. Both sides at once, a collection after the other.
-async fn read(shared: &Arc<Shared>, items: &mut [Item], again: bool) -> Result<(), Failure> {
-    let mut by_ns: HashMap<u32, Vec<usize>> = HashMap::new();
-    for (i, item) in items.iter_mut().enumerate() {
-        if item.state == State::Look {
-            item.remote_known = again || item.work.inbox.is_some() || item.work.intent.is_some();
-            by_ns.entry(item.ns.number).or_default().push(i);
-        }
-    }
-    let remote = shared.endpoint(Side::Remote)?;
-    for indexes in by_ns.into_values() {
-        let ns = items[indexes[0]].ns.clone();
-        let ids = |known_only: bool| {
-            indexes
-                .iter()
-                .map(|i| &items[*i])
-                .filter(move |i| !known_only || i.remote_known)
-                .map(|i| &i.work.id)
-        };
-        let local_read = shared.local.read(&ns.db, &ns.coll, ns.number, ids(false));
-        let remote_read = remote.read(&ns.db, &ns.coll, ns.number, ids(true));
-        let (mut local, remote) = tokio::join!(local_read, remote_read);
-        if indexes.iter().any(|i| items[*i].remote_known) {
-            shared.note(Side::Remote, &remote);
-        }
-        let mut remote = remote?;
-        let local = local.as_mut().map_err(|f| f.clone())?;
-        for i in indexes {
-            let item = &mut items[i];
-            item.local = local.remove(&item.work.key);
-            item.remote = remote.remove(&item.work.key);
-        }
-    }
-    Ok(())
 }
 
 /// Decides every item that was read, stores what needs no write and the intents of what does.
@@ -238,10 +206,13 @@ async fn decide_all(
             updated_at: &settings.config.fields.updated_at,
             skew_ms: shared.skew_ms(),
             first_sync: false,
+            fields: settings.config.sync.rules.get(&item.ns.coll),
         };
         let mut decision = decide::decide(view, rules);
         if shared.failpoints.mutated("lww_silent")
-            && let Decision::Hold(_) | Decision::Settle(_, Some(_)) = decision
+            && let Decision::Hold(_)
+            | Decision::Settle(_, Some(_))
+            | Decision::Settle(Target::Merged(_), _) = decision
         {
             decision = Decision::Settle(Target::Local, None);
         }
@@ -270,8 +241,8 @@ async fn decide_all(
                 item.state = State::Done;
             }
             Decision::Settle(target, clash) => {
-                let plan = plan(i, item, target, clash, local.as_deref(), remote, settings);
-                planned.push(plan);
+                let next = plan((i, item), (target, clash), view, &settings.sync_fields);
+                planned.push(next);
             }
         }
     }
@@ -324,7 +295,7 @@ fn settle_intent(
 
 /// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
 /// have changed further ones.
-fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
+pub(crate) fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
     if let Some(wanted) = &intent.digest {
         return actual.is_some_and(|a| digest(a) == *wanted);
     }
@@ -374,50 +345,32 @@ fn found(item: &Item, clash: &Clash) -> Found {
         fields: clash.fields.clone(),
         other: None,
         notes,
+        sync_fields: item.ns.sync_fields.clone(),
     }
 }
 
 /// The next write towards the target. A merge is written to the remote first; base then becomes the
 /// local content, so that the rest is a plain pull even after a crash.
 fn plan(
-    index: usize,
-    item: &Item,
-    target: Target,
-    clash: Option<Clash>,
-    local: Option<&[u8]>,
-    remote: Option<&[u8]>,
-    settings: &Settings,
+    (index, item): (usize, &Item),
+    (target, clash): (Target, Option<Clash>),
+    view: View<'_>,
+    sync_fields: &[String],
 ) -> Planned {
-    let (side, expect, new, base_after, last) = match target {
-        Target::Local => (
-            Side::Remote,
-            remote,
-            local.map(<[u8]>::to_vec),
-            local.map(<[u8]>::to_vec),
-            true,
-        ),
-        Target::Remote => (
-            Side::Local,
-            local,
-            remote.map(<[u8]>::to_vec),
-            remote.map(<[u8]>::to_vec),
-            true,
-        ),
-        Target::Merged(merged) => (
-            Side::Remote,
-            remote,
-            Some(merged),
-            local.map(<[u8]>::to_vec),
-            false,
-        ),
+    let own = |content: Option<&[u8]>| content.map(<[u8]>::to_vec);
+    let (side, expect, new, last) = match target {
+        Target::Local => (Side::Remote, view.remote, own(view.local), true),
+        Target::Remote => (Side::Local, view.local, own(view.remote), true),
+        Target::Merged(merged) => (Side::Remote, view.remote, Some(merged), false),
     };
+    let base_after = if last { new.clone() } else { own(view.local) };
     let write = Write {
         key: item.work.key.clone(),
         id: item.work.id.clone(),
-        expect: expect.map(<[u8]>::to_vec),
+        expect: own(expect),
         new,
     };
-    let form = guard::form(&write, &settings.sync_fields);
+    let form = guard::form(&write, sync_fields);
     Planned {
         item: index,
         side,
@@ -436,7 +389,8 @@ async fn write_all(
     items: &mut [Item],
     mut planned: Vec<Planned>,
 ) -> Result<(), Failure> {
-    crate::unique::check_configured(shared, settings, items, &mut planned).await?;
+    crate::halt::hold_vanished(shared, items, &mut planned).await?;
+    crate::unique::configured::check(shared, settings, items, &mut planned).await?;
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }
@@ -466,8 +420,23 @@ async fn write_all(
         )
         .await;
         shared.failpoints.crash("after_write_before_ack");
+        if shared.failpoints.mutated("clear_noseq") {
+            // The mutation matters to an edit that comes in while the answer is on its way.
+            tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        }
         let failure = outcome.failure.clone();
         shared.note(side, &failure.clone().map_or(Ok(()), Err));
+        let refused = failure
+            .as_ref()
+            .is_some_and(|f| f.code == Some(crate::failure::UNAUTHORIZED));
+        let text = || {
+            format!(
+                "the user of the {} database may not write to {}: give it readWrite",
+                side.name(),
+                ns.shown
+            )
+        };
+        shared.notice(&format!("rights:{}", side.name()), refused.then(text));
         settle::verdicts(shared, settings, items, group, outcome.verdicts).await?;
         shared.failpoints.crash("after_base");
         failed = failed.or(failure.filter(Failure::is_offline));
@@ -475,13 +444,15 @@ async fn write_all(
     failed.map_or(Ok(()), Err)
 }
 
-/// The mutation `unguarded`: takes whatever stands there now for what was expected.
+/// The mutation `unguarded`: takes whatever stands there now for what was expected. Others get some
+/// time to write in between, which a guard would notice.
 async fn believe_anything(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &[Item],
     planned: &mut [Planned],
 ) -> Result<(), Failure> {
+    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
     for p in planned {
         let ns = &items[p.item].ns;
         let endpoint = shared.endpoint(p.side)?;

@@ -5,6 +5,8 @@
 
 mod ask;
 mod config;
+mod conflicts;
+mod resolve;
 mod sync;
 mod table;
 
@@ -12,7 +14,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use owo_colors::OwoColorize;
 use serde::Serialize;
 
@@ -20,6 +22,8 @@ use crate::client::{Client, ClientError};
 use crate::command::CommandError;
 use crate::config::{ConfigError, Loaded};
 use crate::daemon::DaemonError;
+use crate::decide::Kind;
+use crate::resolution::Strategy;
 use crate::run::{self, RunError};
 
 /// Keeps a local MongoDB database and one in the cloud equal, both ways.
@@ -66,6 +70,26 @@ pub enum Command {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
+    /// List the conflicts that wait for a decision, with what can be done about each
+    Conflicts(ConflictsArgs),
+    /// Settle a conflict, or all that fit
+    Resolve(ResolveArgs),
+    /// Settle the conflicts that need no person
+    AutoResolve {
+        /// At most so many
+        #[arg(long, value_name = "N")]
+        max: Option<u64>,
+        /// Only of this collection
+        #[arg(long, value_name = "C")]
+        collection: Option<String>,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
     /// Show each setting, its value and where it comes from
     Config {
         /// What to show
@@ -73,7 +97,12 @@ pub enum Command {
         command: Option<ConfigCommand>,
     },
     /// Compare both databases as a whole and mend what differs
-    Reconcile,
+    Reconcile {
+        /// Accept that a database was replaced or restored: forget the old state, so that the next
+        /// start compares both whole and deletes nothing. Only while no daemon runs
+        #[arg(long)]
+        adopt: bool,
+    },
     /// Show Sangam at work on two databases of its own
     Demo {
         /// End after the tour instead of staying up
@@ -96,9 +125,92 @@ pub struct SyncArgs {
     pub once: bool,
 }
 
+/// `sangam conflicts`
+#[derive(Debug, clap::Args)]
+pub struct ConflictsArgs {
+    /// Resolved ones, too
+    #[arg(long)]
+    pub all: bool,
+    /// Only of this collection
+    #[arg(long, value_name = "C")]
+    pub collection: Option<String>,
+    /// Most conflicts to list
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// List on after the conflict with this id
+    #[arg(long, value_name = "ID")]
+    pub after: Option<String>,
+    /// What else
+    #[command(subcommand)]
+    pub command: Option<ConflictsCommand>,
+}
+
+/// `sangam conflicts ...`
+#[derive(Debug, Subcommand)]
+pub enum ConflictsCommand {
+    /// Show one side by side, and what each strategy would result in
+    Show {
+        /// Its id, as listed
+        id: String,
+    },
+    /// Put back what a resolution or a policy discarded
+    Undo {
+        /// Its id, as listed with --all
+        id: String,
+        /// A new value for the field in conflict, where the old one is taken meanwhile
+        #[arg(long, value_name = "V")]
+        value: Option<String>,
+    },
+}
+
+/// `sangam resolve`
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["id", "collection", "kind"]))]
+pub struct ResolveArgs {
+    /// Id of the conflict, as listed
+    #[arg(conflicts_with_all = ["collection", "kind"])]
+    pub id: Option<String>,
+    /// How
+    #[arg(long, value_enum)]
+    pub strategy: Strategy,
+    /// A value for the field in conflict; of several fields, as JSON
+    #[arg(long, value_name = "V", requires = "id", allow_hyphen_values = true)]
+    pub value: Option<String>,
+    /// Words for the record
+    #[arg(long, value_name = "N")]
+    pub notes: Option<String>,
+    /// Only say what would happen
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The version that was looked at (see --json); if a side changed since, nothing is written
+    #[arg(long, value_name = "VERSION", requires = "id")]
+    pub version_seen: Option<String>,
+    /// All open conflicts of this collection
+    #[arg(long, value_name = "C")]
+    pub collection: Option<String>,
+    /// All open conflicts of this kind
+    #[arg(long, value_enum, value_name = "K")]
+    pub kind: Option<Kind>,
+    /// At most so many
+    #[arg(long, value_name = "N", conflicts_with = "id")]
+    pub max: Option<u64>,
+}
+
 /// `sangam config ...`
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
+    /// Change one value in the running daemon; it goes before the file's, also after a restart
+    Set {
+        /// As in the file, e.g. sync.batch_size, or as in the API, e.g. batchSize
+        key: String,
+        /// As in the file, without quotes
+        value: String,
+    },
+    /// Go back to the file's value
+    Unset {
+        /// As for `set`
+        key: String,
+    },
     /// Show one value
     Get {
         /// As in the file, e.g. sync.batch_size
@@ -172,7 +284,7 @@ impl From<CommandError> for Failure {
         let exit_code = match error {
             CommandError::NotConfigured | CommandError::Offline(_) => 69,
             CommandError::BadRequest(_) => 2,
-            CommandError::Busy | CommandError::Failed(_) => 1,
+            _ => 1,
         };
         Self::new(error, None, exit_code)
     }
@@ -200,6 +312,11 @@ impl Output {
 
 /// Carries out a command other than `demo`, which brings its own servers and configuration.
 pub async fn run(args: Args) -> Result<ExitCode, Failure> {
+    match args.command {
+        Command::Completions { shell } => return Ok(completions(shell)),
+        Command::Man => return man(),
+        _ => {}
+    }
     let loaded = Loaded::load(args.config.as_deref())?;
     let output = Output { json: args.json };
     let client = Client::new(&loaded.config.api);
@@ -210,16 +327,30 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Sync(sync) => Box::pin(sync::sync(loaded.config, client, sync, output)).await,
-        Command::Reconcile => sync::reconcile(client, output).await,
+        Command::Reconcile { adopt: false } => sync::reconcile(client, output).await,
+        Command::Reconcile { adopt: true } => sync::adopt(&loaded.config, output).await,
         Command::Status => ask::status(client, output).await,
         Command::Queue { limit } => ask::queue(client, limit, output).await,
         Command::Logs { limit } => ask::logs(client, limit, output).await,
         Command::Pause => ask::order(client, "/api/sync/pause", output).await,
         Command::Resume => ask::order(client, "/api/sync/resume", output).await,
-        Command::Config { command: None } => config::list(&loaded, output),
+        Command::Conflicts(conflicts) => conflicts::conflicts(client, conflicts, output).await,
+        Command::Resolve(resolve) => resolve::resolve(client, resolve, output).await,
+        Command::AutoResolve { max, collection } => {
+            resolve::auto(client, max, collection, output).await
+        }
+        Command::Completions { shell } => Ok(completions(shell)),
+        Command::Man => man(),
+        Command::Config { command: None } => config::list(&loaded, client, output).await,
+        Command::Config {
+            command: Some(ConfigCommand::Set { key, value }),
+        } => config::set(client, &key, Some(&value), output).await,
+        Command::Config {
+            command: Some(ConfigCommand::Unset { key }),
+        } => config::set(client, &key, None, output).await,
         Command::Config {
             command: Some(ConfigCommand::Get { key }),
-        } => config::get(&loaded, &key, output),
+        } => config::get(&loaded, client, &key, output).await,
         Command::Demo { .. } => Err(Failure::new(
             "the demo is started by the program itself",
             None,
@@ -228,13 +359,35 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
     }
 }
 
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Args::command(), "sangam", &mut script);
+    // A closed pipe is no error.
+    let _ = std::io::stdout().lock().write_all(&script);
+    ExitCode::SUCCESS
+}
+
+fn man() -> Result<ExitCode, Failure> {
+    let mut page = Vec::new();
+    let made = clap_mangen::Man::new(Args::command()).render(&mut page);
+    made.map_err(|error| Failure::new(error, None, 1))?;
+    // The subcommands, each as a page of its own behind the first.
+    let mut all = Args::command();
+    all.build();
+    for sub in all.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        let made = clap_mangen::Man::new(sub.clone()).render(&mut page);
+        made.map_err(|error| Failure::new(error, None, 1))?;
+    }
+    let _ = std::io::stdout().lock().write_all(&page);
+    Ok(ExitCode::SUCCESS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_definitions_are_consistent() {
-        use clap::CommandFactory;
         Args::command().debug_assert();
     }
 }

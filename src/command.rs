@@ -25,7 +25,7 @@ pub enum Command {
 }
 
 /// Why a sync run was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Trigger {
     /// A person asked.
@@ -41,7 +41,7 @@ pub enum Trigger {
 }
 
 /// State of a sync run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
     /// Still going.
@@ -55,7 +55,7 @@ pub enum RunStatus {
 }
 
 /// One pass: the record in `sync_logs` and the answer to `sync`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SyncRun {
     /// When it began.
@@ -83,7 +83,7 @@ pub struct SyncRun {
 }
 
 /// State of the link as an owner understands it.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LinkStatus {
     /// `online`, `interrupted`, `offline` or `not_configured`.
@@ -102,7 +102,7 @@ pub struct LinkStatus {
 }
 
 /// Answer to `status`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// End of the last sync run.
@@ -121,6 +121,8 @@ pub struct Status {
     pub pending_documents: u64,
     /// Documents in the inbox.
     pub pending_inbox: u64,
+    /// Queued documents that are held (in conflict or failed) and move only when settled or changed.
+    pub held_documents: u64,
     /// Documents parked as failed (rejected), each with a reason in the queue listing.
     pub failed_documents: u64,
     /// Whether the remote answers.
@@ -156,7 +158,7 @@ pub struct Status {
 }
 
 /// How far a comparison is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     /// `first_sync`, `reconcile` or `verify`.
@@ -170,7 +172,7 @@ pub struct Progress {
 }
 
 /// Answer to `network-status`; names as in the service it replaces.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NetworkStatus {
     /// The daemon runs.
     pub is_running: bool,
@@ -183,7 +185,7 @@ pub struct NetworkStatus {
 }
 
 /// One waiting document, as `queue` lists it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QueueEntry {
     /// `outbox` or `inbox`.
@@ -191,6 +193,7 @@ pub struct QueueEntry {
     /// Collection, `db.collection` when several databases are synced.
     pub collection: String,
     /// `_id` as extended JSON.
+    #[schema(value_type = Value)]
     pub id: serde_json::Value,
     /// When the change was first seen.
     pub since: DateTime<Utc>,
@@ -201,7 +204,7 @@ pub struct QueueEntry {
 }
 
 /// Answer to `queue`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Queue {
     /// Documents in the outbox, held ones included.
     pub outbox: u64,
@@ -226,6 +229,20 @@ pub enum CommandError {
     /// A collection that is not synced was named (400).
     #[error("{0}")]
     BadRequest(String),
+    /// No such thing (404).
+    #[error("{0}")]
+    NotFound(String),
+    /// It can't be done as things are (409).
+    #[error("{0}")]
+    Refused(String),
+    /// Something changed since it was shown; nothing was written (409).
+    #[error("{message}")]
+    Changed {
+        /// What to do.
+        message: String,
+        /// The new state, as the API shows it.
+        state: Box<serde_json::Value>,
+    },
     /// Anything else (500).
     #[error("{0}")]
     Failed(String),

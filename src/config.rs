@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::rules::FieldRules;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -84,10 +85,12 @@ pub struct SyncConfig {
     pub on_drop: OnDrop,
     /// Policy by collection.
     pub per_collection: BTreeMap<String, Policy>,
+    /// Rules for single fields, by collection.
+    pub rules: BTreeMap<String, FieldRules>,
 }
 
 /// What settles a clash on one field that both sides changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
     /// Record a conflict and wait for a person.
@@ -177,8 +180,23 @@ pub struct QueueConfig {
 pub struct ApiConfig {
     /// Address and port, e.g. `127.0.0.1:8840`; empty turns the API off.
     pub listen: String,
-    /// Bearer token; required beyond loopback.
+    /// Bearer token of the administrator; this or a named one is required beyond loopback.
     pub token: Option<SecretString>,
+    /// Further tokens by name.
+    pub tokens: BTreeMap<String, NamedToken>,
+    /// Unix socket beside the address; `None` turns it off.
+    pub socket: Option<PathBuf>,
+    /// Files of certificate chain and key (PEM): the address then speaks TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
+}
+
+/// `[api.tokens.NAME]`
+#[derive(Clone, Debug)]
+pub struct NamedToken {
+    /// The secret.
+    pub token: SecretString,
+    /// What it allows.
+    pub role: crate::api::Role,
 }
 
 /// `[log]`

@@ -2,14 +2,17 @@
 
 use bson::{Bson, oid::ObjectId};
 use rusqlite::Connection;
+use xxhash_rust::xxh3::xxh3_64;
 
+use crate::content::strip;
 use crate::decide::{Kind, Side};
 use crate::guard::Duplicate;
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer};
+use crate::store;
+use crate::store::cases::{self, Case};
 use crate::store::queue::{self, Work};
 use crate::store::records::{self, OpenConflict};
-use crate::store::{self};
 
 /// Everything a record says of a clash.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub struct Found {
     pub other: Option<Key>,
     /// Words for a person.
     pub notes: String,
+    /// Names of the sync fields, which are no part of the version.
+    pub sync_fields: Vec<String>,
 }
 
 /// Most bytes of bodies in one record; a record is a document and has the server's limit of 16 MiB.
@@ -44,11 +49,11 @@ impl Found {
         collection: String,
         to: Side,
         ours: &[u8],
-        blocker: (Key, &[u8]),
-        dup: &Duplicate,
+        (blocker, holder): (Key, &[u8]),
+        (dup, sync_fields): (&Duplicate, &[String]),
     ) -> Self {
         let here = (work.id.clone(), ours.to_vec());
-        let there = Id::of(blocker.1).map(|id| (id, blocker.1.to_vec()));
+        let there = Id::of(holder).map(|id| (id, holder.to_vec()));
         let (local, remote) = match to {
             Side::Remote => (Some(here), there),
             Side::Local => (there, Some(here)),
@@ -67,8 +72,29 @@ impl Found {
             remote,
             base: work.base.clone(),
             fields,
-            other: Some(blocker.0),
+            other: Some(blocker),
             notes,
+            sync_fields: sync_fields.to_vec(),
+        }
+    }
+
+    /// Version of both documents; see [`version`].
+    fn version(&self) -> i64 {
+        let doc = |side: &Option<(Id, Vec<u8>)>| side.as_ref().map(|d| d.1.clone());
+        version(
+            doc(&self.local).as_deref(),
+            doc(&self.remote).as_deref(),
+            &self.sync_fields,
+        )
+    }
+
+    fn case(&self, id: [u8; 12]) -> Case {
+        Case {
+            id,
+            local: self.local.as_ref().map(|d| d.0.clone()),
+            remote: self.remote.as_ref().map(|d| d.0.clone()),
+            fields: self.fields.clone(),
+            seen: self.version(),
         }
     }
 
@@ -89,7 +115,8 @@ impl Found {
         value(&mut w, "localValue", self.local.as_ref(), &self.fields);
         value(&mut w, "remoteValue", self.remote.as_ref(), &self.fields);
         w.date("timestamp", chrono::Utc::now().timestamp_millis())
-            .str("notes", &self.notes);
+            .str("notes", &self.notes)
+            .str("version", &version_text(self.version()));
         let bodies = [
             ("localDocument", self.local.as_ref().map(|d| d.1.as_slice())),
             (
@@ -115,6 +142,18 @@ impl Found {
         }
         w.finish()
     }
+}
+
+/// Tells two states of a conflict apart: a hash of both contents. A stamp is no change.
+pub fn version(local: Option<&[u8]>, remote: Option<&[u8]>, sync_fields: &[String]) -> i64 {
+    let part = |d: Option<&[u8]>| d.map_or(0, |d| xxh3_64(&strip(d, sync_fields)));
+    let both = [part(local).to_le_bytes(), part(remote).to_le_bytes()].concat();
+    i64::from_le_bytes(xxh3_64(&both).to_le_bytes())
+}
+
+/// A version as the API shows it.
+pub fn version_text(version: i64) -> String {
+    format!("{version:016x}")
 }
 
 fn id(w: &mut Writer, name: &str, side: Option<&(Id, Vec<u8>)>) {
@@ -167,6 +206,7 @@ pub fn open(c: &Connection, found: &Found, work: &Work) -> rusqlite::Result<bool
         .map_or_else(|| ObjectId::new().bytes(), |k| k.id);
     if partner.is_none() {
         records::put_record(c, "conflict_logs", &id, &with_open_fields(&found.record()))?;
+        cases::put(c, &found.case(id))?;
     }
     if is_new {
         count(c)?;
@@ -204,8 +244,13 @@ pub fn hold(c: &Connection, work: &Work, held: &str, reason: &str) -> rusqlite::
     Ok(())
 }
 
-/// Puts on record a clash that the policy settled, with every version (R21).
-pub fn settled_by_policy(c: &Connection, found: &Found, strategy: &str) -> rusqlite::Result<()> {
+/// Puts on record a clash that the policy settled, with every version (R21) and what came of it.
+pub fn settled_by_policy(
+    c: &Connection,
+    found: &Found,
+    strategy: &str,
+    result: Option<&[u8]>,
+) -> rusqlite::Result<()> {
     let mut w = Writer::new();
     for e in raw::elements(&found.record()).map_while(Result::ok) {
         w.whole(e.whole);
@@ -213,13 +258,24 @@ pub fn settled_by_policy(c: &Connection, found: &Found, strategy: &str) -> rusql
     w.bool("resolved", true)
         .str("resolutionStrategy", strategy)
         .str("resolvedBy", "policy");
+    put_result(&mut w, result);
     w.date("resolvedAt", chrono::Utc::now().timestamp_millis());
     records::put_record(c, "conflict_logs", &ObjectId::new().bytes(), &w.finish())?;
     count(c)
 }
 
+/// The content that a resolution gave the document, for `undo`; left out where it has no room.
+pub fn put_result(w: &mut Writer, result: Option<&[u8]>) {
+    match result {
+        Some(result) if w.len() + result.len() < BODIES => w.doc("resultDocument", result),
+        Some(_) => w,
+        None => w.value("resultDocument", 0x0A, &[]),
+    };
+}
+
 /// Closes the open conflict of a key whose cause is gone, and frees who waited on it.
 pub fn close_if_open(c: &Connection, key: &Key) -> rusqlite::Result<bool> {
+    records::free_waiting(c, key)?;
     let Some(id) = records::close_conflict(c, key)? else {
         return Ok(false);
     };

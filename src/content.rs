@@ -4,7 +4,6 @@
 //! `stamp_documents = false` there are none, and every field is content.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 
 use crate::raw::{self, Element, Malformed};
 
@@ -23,12 +22,31 @@ pub fn strip<'a>(doc: &'a [u8], sync_fields: &[String]) -> Cow<'a, [u8]> {
     Cow::Owned(w.finish())
 }
 
-/// Whether two fields of the same name come in the document's top level.
+/// Whether two fields of the same name come in the document, at any depth: no pipeline of the server
+/// can carry such a document, it would take the first value for all of them.
 pub fn has_duplicates(doc: &[u8]) -> bool {
-    let mut seen = HashSet::new();
-    raw::elements(doc)
+    let mut names: Vec<&[u8]> = Vec::new();
+    for e in raw::elements(doc).map_while(Result::ok) {
+        match e.kind {
+            raw::DOCUMENT if has_duplicates(e.value) => return true,
+            raw::ARRAY if holds_duplicates(e.value) => return true,
+            _ => names.push(e.name),
+        }
+    }
+    // Sorting a dozen names costs less than hashing them.
+    names.sort_unstable();
+    names.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+/// Whether one of an array's items has duplicate names; its own names are but numbers.
+fn holds_duplicates(array: &[u8]) -> bool {
+    raw::elements(array)
         .map_while(Result::ok)
-        .any(|e| !seen.insert(e.name))
+        .any(|e| match e.kind {
+            raw::DOCUMENT => has_duplicates(e.value),
+            raw::ARRAY => holds_duplicates(e.value),
+            _ => false,
+        })
 }
 
 /// What turns one content into another by top-level fields.
@@ -138,6 +156,23 @@ mod tests {
         let reordered = b(doc! {"_id": 1, "b": 2, "a": 1, "c": 3});
         assert!(diff(&old, &reordered).unwrap().is_empty());
         assert_ne!(apply(&old, &diff(&old, &reordered).unwrap()), reordered);
+    }
+
+    #[test]
+    fn duplicate_names_are_found_at_any_depth() {
+        let twice = |name: &str| {
+            let mut w = raw::Writer::new();
+            w.i32("a", 1).i32(name, 2);
+            w.finish()
+        };
+        let within = |inner: &[u8]| {
+            let mut w = raw::Writer::new();
+            w.i32("a", 1).open_array("list").open("0");
+            w.doc("d", inner).close().close();
+            w.finish()
+        };
+        assert!(has_duplicates(&twice("a")) && has_duplicates(&within(&twice("a"))));
+        assert!(!has_duplicates(&twice("b")) && !has_duplicates(&within(&twice("b"))));
     }
 
     #[test]

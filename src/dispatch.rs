@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use serde_json::{Map, Value};
+
 use crate::command::{Command, CommandError, RunStatus, Status, SyncRun, Trigger};
 use crate::config::Config;
-use crate::daemon::Handle;
+use crate::handle::Handle;
 use crate::words;
 
 /// What came of a command.
@@ -23,8 +25,11 @@ pub enum Outcome {
 #[derive(Clone)]
 pub struct Dispatcher {
     handle: Handle,
+    /// As the file has it.
     config: Arc<RwLock<Config>>,
     file: Option<PathBuf>,
+    /// One change of the configuration at a time.
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Dispatcher {
@@ -34,6 +39,7 @@ impl Dispatcher {
             handle,
             config: Arc::new(RwLock::new(config)),
             file,
+            changing: Arc::default(),
         }
     }
 
@@ -42,12 +48,24 @@ impl Dispatcher {
         &self.handle
     }
 
-    /// The configuration in force.
-    pub fn config(&self) -> Config {
-        self.config
+    /// Changes settings over the API: in force at once, and kept.
+    pub async fn change(
+        &self,
+        changes: &Map<String, Value>,
+        who: &str,
+    ) -> Result<(), CommandError> {
+        let _one = self.changing.lock().await;
+        let mut overrides = self.handle.overrides().await?;
+        overrides
+            .change(changes)
+            .map_err(CommandError::BadRequest)?;
+        let file = self
+            .config
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .clone();
+        self.handle.reload(overrides.apply(file)).await?;
+        self.handle.save_overrides(overrides, who).await
     }
 
     /// Carries out a command and waits for its end. The work goes on when the caller is dropped: a
@@ -80,7 +98,9 @@ impl Dispatcher {
             Command::Reload => {
                 let config = Config::load(self.file.as_deref())
                     .map_err(|error| CommandError::BadRequest(error.to_string()))?;
-                self.handle.reload(config.clone()).await?;
+                let _one = self.changing.lock().await;
+                let overrides = self.handle.overrides().await?;
+                self.handle.reload(overrides.apply(config.clone())).await?;
                 *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
                 Ok(Outcome::Done("the configuration was read again"))
             }

@@ -162,6 +162,9 @@ impl Failure {
     }
 }
 
+/// The server's `Unauthorized`.
+pub const UNAUTHORIZED: i32 = 13;
+
 /// The table. Codes are those of the server's `error_codes.yml`.
 pub fn class_of_code(code: i32) -> Class {
     match code {
@@ -172,11 +175,12 @@ pub fn class_of_code(code: i32) -> Class {
         // NotWritablePrimary, InterruptedAtShutdown, InterruptedDueToReplStateChange,
         // NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, SocketException, MaxTimeMSExpired,
         // ExceededTimeLimit, WriteConflict, LockTimeout, NoSuchTransaction, WriteConcernTimeout, CursorNotFound,
-        // ReadConcernMajorityNotAvailableYet, SnapshotUnavailable, Interrupted
-        6 | 7 | 89 | 91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436 | 9001 | 50 | 262 | 112
-        | 24 | 251 | 64 | 43 | 134 | 246 | 11601 => Class::Transient,
-        // ChangeStreamHistoryLost, CappedPositionLost, ChangeStreamFatalError, InvalidResumeToken
-        286 | 136 | 280 | 260 => Class::HistoryLost,
+        // ReadConcernMajorityNotAvailableYet, SnapshotUnavailable, Interrupted.
+        // Unauthorized is a matter of set-up, not of the document: tried again until it is put right.
+        UNAUTHORIZED | 6 | 7 | 89 | 91 | 189 | 10107 | 11600 | 11602 | 13435 | 13436 | 9001
+        | 50 | 262 | 112 | 24 | 251 | 64 | 43 | 134 | 246 | 11601 => Class::Transient,
+        // ChangeStreamHistoryLost, CappedPositionLost, InvalidResumeToken
+        286 | 136 | 260 => Class::HistoryLost,
         // $changeStream is only supported on replica sets.
         40573 => Class::Offline(Reason::NotAReplicaSet),
         _ => Class::Rejected,
@@ -232,6 +236,9 @@ pub fn reason_of_io(e: &std::io::Error) -> Reason {
         }
         // rustls reports a failed handshake as invalid data.
         K::InvalidData => Reason::Tls,
+        // The resolver's failures have no kind of their own: theirs is a nameless one, without a
+        // number of the system.
+        kind if e.raw_os_error().is_none() && format!("{kind:?}") == "Uncategorized" => Reason::Dns,
         _ => Reason::Offline,
     }
 }
@@ -239,6 +246,17 @@ pub fn reason_of_io(e: &std::io::Error) -> Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_cant_be_resolved_is_told_from_a_broken_connection() {
+        use std::net::ToSocketAddrs;
+        let error = ("nowhere.invalid", 27017).to_socket_addrs().unwrap_err();
+        assert_eq!(reason_of_io(&error), Reason::Dns);
+        let error = std::io::Error::from_raw_os_error(104);
+        assert_eq!(reason_of_io(&error), Reason::Offline);
+        let error = std::io::Error::other("closed");
+        assert_eq!(reason_of_io(&error), Reason::Offline);
+    }
 
     #[test]
     fn lost_history_is_told_from_an_election() {

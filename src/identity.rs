@@ -4,7 +4,10 @@
 //! from another pair would turn "never there" into "deleted". So the state is bound to the identity
 //! of both, and a server whose time lies before our token was restored from a backup.
 
-use bson::{RawDocument, Timestamp};
+use std::sync::Arc;
+
+use bson::oid::ObjectId;
+use bson::{Document, RawDocument, RawDocumentBuf, Timestamp, doc};
 
 use crate::decide::Side;
 use crate::failure::Failure;
@@ -13,12 +16,15 @@ use crate::shared::{Shared, token_time};
 use crate::side::Endpoint;
 use crate::tail::token_name;
 
+/// Name under which the `_id` of the last record in `sync_logs` is kept.
+pub const LAST_RECORD: &str = "last_record";
+
 fn name(side: Side) -> String {
     format!("identity:{}", side.name())
 }
 
 /// Compares a side with the one the state was made with; the first time, keeps it.
-pub async fn check(shared: &Shared, endpoint: &Endpoint) -> Result<(), Failure> {
+pub async fn check(shared: &Shared, endpoint: &Arc<Endpoint>) -> Result<(), Failure> {
     let side = endpoint.side;
     let found = endpoint.identity().await?;
     let known: Option<String> = shared
@@ -40,8 +46,12 @@ pub async fn check(shared: &Shared, endpoint: &Endpoint) -> Result<(), Failure> 
             ));
         }
     }
+    if side == Side::Local {
+        check_records(shared).await?;
+    }
     let now = endpoint.hello().await?.operation_time;
     for db in &shared.settings().config.databases {
+        check_oplog(shared, endpoint, db).await?;
         let token: Option<Vec<u8>> = shared
             .store
             .get_meta(&token_name(side, db))
@@ -51,13 +61,87 @@ pub async fn check(shared: &Shared, endpoint: &Endpoint) -> Result<(), Failure> 
         if let (Some(at), Some(now)) = (at, now)
             && after(at, now)
         {
-            return Err(refusal(
-                side,
-                "lies before what we have seen of it: it was restored from a backup",
-            ));
+            return Err(restored(side));
         }
     }
     Ok(())
+}
+
+/// A restored local database lacks the last record that we wrote into it, but has older ones. (An
+/// empty `sync_logs` proves nothing: somebody may have cleared it.)
+async fn check_records(shared: &Shared) -> Result<(), Failure> {
+    let last: Option<Vec<u8>> = shared
+        .store
+        .get_meta(LAST_RECORD)
+        .await
+        .map_err(store_failed)?;
+    let Some(last) = last.and_then(|id| <[u8; 12]>::try_from(id).ok()) else {
+        return Ok(());
+    };
+    let last = ObjectId::from_bytes(last);
+    let mut found = Vec::new();
+    let command = doc! {
+        "find": "sync_logs", "filter": {"_id": {"$lte": last}}, "sort": {"_id": -1}, "limit": 1,
+        "projection": {"_id": 1},
+    };
+    let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
+    let settings = shared.settings();
+    let each = |d: RawDocumentBuf| found.extend(d.get_object_id("_id").ok());
+    shared.local.query(settings.records_db(), raw, each).await?;
+    match found.first() {
+        Some(id) if *id != last => Err(restored(Side::Local)),
+        _ => Ok(()),
+    }
+}
+
+/// Name under which the cluster time of the last event seen is kept, as seconds and increment.
+pub fn seen_name(side: Side, db: &str) -> String {
+    format!("seen:{}:{db}", side.name())
+}
+
+/// A restored server lacks the oplog entry of the last event we saw, though its oplog reaches from
+/// before that to now. The server itself accepts such a position without a word. Where the oplog may
+/// not be read (a small Atlas tier), nothing is proven.
+async fn check_oplog(shared: &Shared, endpoint: &Arc<Endpoint>, db: &str) -> Result<(), Failure> {
+    let name = seen_name(endpoint.side, db);
+    let seen: Option<String> = shared.store.get_meta(&name).await.map_err(store_failed)?;
+    let time = seen.and_then(|t| {
+        let (time, increment) = t.split_once('.')?;
+        Some(Timestamp {
+            time: time.parse().ok()?,
+            increment: increment.parse().ok()?,
+        })
+    });
+    let Some(time) = time else { return Ok(()) };
+    let first = |filter: Document| async move {
+        let command =
+            doc! {"find": "oplog.rs", "filter": filter, "limit": 1, "projection": {"ts": 1}};
+        let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
+        let mut found = None;
+        endpoint
+            .query("local", raw, |d| found = d.get_timestamp("ts").ok())
+            .await?;
+        Ok::<_, Failure>(found)
+    };
+    let (Ok(oldest), Ok(next)) = (
+        first(doc! {}).await,
+        first(doc! {"ts": {"$gte": time}}).await,
+    ) else {
+        return Ok(());
+    };
+    let reaches_back = oldest.is_some_and(|oldest| !after(oldest, time));
+    if reaches_back && next != Some(time) {
+        return Err(restored(endpoint.side));
+    }
+    Ok(())
+}
+
+/// The refusal of a database that has gone back in time.
+pub fn restored(side: Side) -> Failure {
+    refusal(
+        side,
+        "lies before what we have seen of it: it was restored from a backup",
+    )
 }
 
 fn after(a: Timestamp, b: Timestamp) -> bool {
@@ -84,6 +168,6 @@ pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
     ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
-    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%'", [])?;
+    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k = 'last_record'", [])?;
     Ok(())
 }

@@ -1,5 +1,31 @@
-//! Sangam keeps a local MongoDB replica set and a remote one equal, both ways.
+//! Sangam keeps a local MongoDB replica set and a remote one equal, both ways, over a link that may
+//! be gone for weeks.
+//!
+//! ```text
+//!             tail (capture)        worker
+//!  local ───────────────▶ outbox ───────▶  batch: read local, base, remote as needed
+//!    ▲                                     decide (pure) ─▶ intent ─▶ guard (write) ─▶ settle (base)
+//!    └───────────────────  inbox ◀───────  tail (follow) / pull / reconcile ◀─── remote
+//! ```
+//!
+//! Events and timestamps only say where to look; what to do is decided from three trees: the local
+//! document, the remote one, and the base, which both last agreed on. Base, queues, intents and
+//! stream positions are in one SQLite file, so any crash at any line is survivable.
+//!
+//! The modules in the order the data takes:
+//! documents: [`raw`], [`key`], [`content`];
+//! the state: [`store`];
+//! where to look: [`tail`], [`pull`], [`reconcile`];
+//! what to do: [`decide`];
+//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
+//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
+//! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
+//! [`probe`], [`identity`];
+//! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
+//! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
+//! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
+pub mod advice;
 pub mod api;
 pub mod batch;
 pub mod cli;
@@ -13,6 +39,7 @@ pub mod control;
 pub mod daemon;
 pub mod decide;
 pub mod demo;
+pub mod disk;
 pub mod dispatch;
 pub mod echo;
 pub mod exact;
@@ -21,19 +48,27 @@ pub mod failure;
 pub mod faultlink;
 pub mod guard;
 pub mod halt;
+pub mod handle;
 pub mod identity;
 pub mod key;
+pub mod lift;
 pub mod link;
 pub mod log;
+pub mod many;
 pub mod mongod;
 pub mod notify;
+pub mod overrides;
 pub mod probe;
 pub mod process;
 pub mod pull;
 pub mod raw;
 pub mod reconcile;
 pub mod recorder;
+pub mod resolution;
+pub mod resolve;
 pub mod retry;
+pub mod rules;
+pub mod ruling;
 pub mod run;
 pub mod runs;
 pub(crate) mod settle;
@@ -43,6 +78,10 @@ pub mod signals;
 pub mod stamp;
 pub mod store;
 pub mod tail;
+pub mod trial;
+pub mod undo;
 pub(crate) mod unique;
+pub mod value;
+pub mod view;
 pub mod words;
 pub mod worker;

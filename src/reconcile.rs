@@ -39,7 +39,8 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = shared.reconcile.notified() => {}
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
-        if !shared.may_work() || !streams_ready(&shared) {
+        let degraded = shared.degraded.load(std::sync::atomic::Ordering::Relaxed);
+        if degraded || !shared.may_work() || !streams_ready(&shared) {
             continue;
         }
         if due(&shared, every).await? {

@@ -10,11 +10,12 @@ use bson::doc;
 use chrono::Utc;
 
 use crate::failure::{Class, Failure};
+use crate::identity;
 use crate::raw::{Writer, index_name};
 use crate::runs;
 use crate::settle::store_failed;
 use crate::shared::Shared;
-use crate::store::records;
+use crate::store::{self, records};
 
 /// Runs until the daemon ends; a second is soon enough for what people read.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
@@ -46,6 +47,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 
 /// Writes all records that wait.
 pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
+    let _in_order = shared.flushing.lock().await;
     loop {
         let waiting = shared
             .store
@@ -80,20 +82,9 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
                 .value("$eq", 0x07, &record.id)
                 .close()
                 .close();
-            w.open_array("u")
-                .open("0")
-                .open("$replaceWith")
-                .open_array("$mergeObjects");
-            w.str("0", "$$ROOT")
-                .open("1")
-                .doc("$literal", &record.doc)
-                .close();
-            w.close()
-                .close()
-                .close()
-                .close()
-                .bool("upsert", true)
-                .close();
+            // Not by pipeline: bodies may have duplicate names, see `guard::form`.
+            w.open("u").doc("$set", &record.doc).close();
+            w.bool("upsert", true).close();
             taken.push(record.n);
         }
         let reply = shared.local.run(&db, w.command()).await?;
@@ -111,9 +102,16 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
             );
             return Ok(());
         }
+        // By this one a restored backup is told from the database that we know.
+        let newest = (coll == "sync_logs").then(|| waiting[taken.len() - 1].id.clone());
         shared
             .store
-            .call(move |c| taken.iter().try_for_each(|n| records::drop_record(c, *n)))
+            .call(move |c| {
+                if let Some(last) = newest {
+                    store::set_meta(c, identity::LAST_RECORD, last)?;
+                }
+                taken.iter().try_for_each(|n| records::drop_record(c, *n))
+            })
             .await
             .map_err(store_failed)?;
     }
@@ -126,6 +124,9 @@ async fn make_indexes(shared: &Shared) -> Result<(), Failure> {
     let conflicts = doc! {"createIndexes": "conflict_logs", "indexes": [
         {"key": {"resolved": 1, "collection": 1, "timestamp": -1}, "name": "open"},
         {"key": {"localId": 1}, "name": "localId"},
+        {"key": {"resolved": 1, "_id": -1}, "name": "page"},
+        {"key": {"collection": 1, "_id": -1}, "name": "pageOfCollection"},
+        {"key": {"parent": 1}, "name": "parent", "sparse": true},
     ]};
     let logs = doc! {"createIndexes": "sync_logs", "indexes": [
         {"key": {"startTime": -1}, "name": "startTime"},

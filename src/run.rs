@@ -1,13 +1,13 @@
 //! `sangam run`: the daemon with everything around it, in the foreground, until told to stop.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Guard};
+use crate::api::{self, Guard, Listener};
 use crate::config::{Config, Loaded};
 use crate::daemon::{self, DaemonError};
 use crate::dispatch::Dispatcher;
@@ -27,6 +27,9 @@ pub enum RunError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Certificate or key can't be used.
+    #[error("the API can't speak TLS: {0}")]
+    Tls(String),
     /// The API would be open to other machines without a token.
     #[error("the API can't listen on {0} without a token")]
     Open(SocketAddr),
@@ -45,7 +48,7 @@ impl RunError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Daemon(error) => error.exit_code(),
-            Self::Open(_) => crate::config::ConfigError::EXIT_CODE,
+            Self::Open(_) | Self::Tls(_) => crate::config::ConfigError::EXIT_CODE,
             _ => 1,
         }
     }
@@ -60,6 +63,10 @@ impl RunError {
                     .into(),
             ),
             Self::Listen { .. } => Some("set api.listen to an address of this machine".into()),
+            Self::Tls(_) => Some(
+                "api.tls_cert and api.tls_key must be PEM files that belong together and that the daemon may read"
+                    .into(),
+            ),
             Self::Open(_) => Some("set SANGAM_API_TOKEN, or listen on 127.0.0.1".into()),
             _ => None,
         }
@@ -68,22 +75,12 @@ impl RunError {
 
 /// Runs until TERM or INT. `file` is what `--config` named, for `reload`.
 ///
-/// The API is bound before the engine starts and nothing has been changed when an error of starting
-/// comes back. Stopping doesn't drain: what is queued is on disk.
+/// The state is opened first, so that a second daemon on it is told so, then the API is bound; no
+/// database has been contacted when an error of either comes back. Stopping doesn't drain: what is queued is on disk.
 pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> {
     let config = loaded.config;
     let stop = CancellationToken::new();
     let commands = signals::install(stop.clone()).map_err(RunError::Signals)?;
-    let api = bind(&config).await?;
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        databases = config.databases.join(","),
-        site = config.site,
-        api = api.as_ref().map(|(listener, _)| listener
-            .local_addr()
-            .map_or_else(|_| String::new(), |a| a.to_string())),
-        "starting"
-    );
 
     let Some(started) = stop
         .run_until_cancelled(Box::pin(daemon::start(config.clone())))
@@ -92,7 +89,16 @@ pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> 
         return Ok(());
     };
     let daemon = started?;
+    let api = bind(&config).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        databases = config.databases.join(","),
+        site = config.site,
+        api = config.api.listen,
+        "starting"
+    );
     let control_file = config.control_file.clone();
+    let socket = config.api.socket.clone();
     let dispatcher = Dispatcher::new(daemon.handle(), config, file);
 
     let mut parts: JoinSet<&'static str> = JoinSet::new();
@@ -106,6 +112,15 @@ pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> 
             "control",
             control::run(path, dispatcher.clone(), stop.clone()),
         ));
+    }
+    if let Some(listener) = socket.as_deref().and_then(bind_socket) {
+        let serving = api::serve(
+            listener,
+            dispatcher.clone(),
+            Guard::of_socket(),
+            stop.clone(),
+        );
+        parts.spawn(named("socket", async move { drop(serving.await) }));
     }
     if let Some((listener, guard)) = api {
         let serving = api::serve(listener, dispatcher, guard, stop.clone());
@@ -126,14 +141,27 @@ pub async fn run(loaded: Loaded, file: Option<PathBuf>) -> Result<(), RunError> 
     }
 }
 
-async fn bind(config: &Config) -> Result<Option<(TcpListener, Guard)>, RunError> {
+/// Without the socket the address remains, so a failure is no reason to stop.
+fn bind_socket(path: &Path) -> Option<Listener> {
+    Listener::unix(path)
+        .inspect_err(|error| {
+            tracing::warn!(%error, path = %path.display(), "the API's socket can't be made; set api.socket to another place");
+        })
+        .ok()
+}
+
+async fn bind(config: &Config) -> Result<Option<(Listener, Guard)>, RunError> {
     let Some(address) = config.api.address() else {
         return Ok(None);
     };
-    let guard = Guard::new(address, config.api.token.as_ref()).ok_or(RunError::Open(address))?;
+    let guard = Guard::new(address, &config.api).ok_or(RunError::Open(address))?;
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| RunError::Listen { address, source })?;
+    let listener = match &config.api.tls {
+        Some((cert, key)) => Listener::tls(listener, cert, key).map_err(RunError::Tls)?,
+        None => Listener::Tcp(listener),
+    };
     Ok(Some((listener, guard)))
 }
 

@@ -9,7 +9,7 @@ use crate::batch::{self, Item, Planned, State};
 use crate::config::Policy;
 use crate::conflicts::{self, Found};
 use crate::decide::Side;
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::guard::{Form, Verdict};
 use crate::key::Key;
 use crate::retry::delay_of_attempt;
@@ -38,9 +38,14 @@ pub(crate) enum Settlement {
     Deferred { work: Work, wait: Duration },
 }
 
-/// The store failing is ours, not a side's.
+/// The store failing is ours, not a side's. A full disk is waited out (R22); anything else ends the
+/// process, and the next start looks at the file.
 pub(crate) fn store_failed(e: crate::store::StoreError) -> Failure {
-    Failure::fatal(e.to_string())
+    let mut failure = Failure::fatal(e.to_string());
+    if e.is_disk() {
+        failure.class = Class::Transient;
+    }
+    failure
 }
 
 /// Stores settlements, all in one transaction.
@@ -68,6 +73,15 @@ pub(crate) async fn commit(
                     } => {
                         if let Some(content) = base {
                             base::put(c, &work.key, content.as_deref())?;
+                        }
+                        if !*close && records::open_conflict(c, &work.key)?.is_some() {
+                            // Only a look at both sides can tell that the conflict is over.
+                            let change = Change {
+                                key: work.key.clone(),
+                                id: work.id.clone(),
+                                hint: None,
+                            };
+                            queue::enqueue(c, Side::Remote, &[change], now)?;
                         }
                         remove_rows(c, work, no_seq)?;
                         if *close && any_open {
@@ -225,9 +239,11 @@ pub(crate) async fn verdicts(
                 }
             }
             Verdict::Modified => State::Look,
-            Verdict::Duplicate(dup) => {
-                State::Clash(planned.side, planned.write.clone(), dup.clone())
-            }
+            Verdict::Duplicate(dup) => State::Clash(Box::new((
+                planned.side,
+                planned.write.clone(),
+                (**dup).clone(),
+            ))),
             Verdict::Rejected { code, message } => {
                 refused = Some(batch::rejected(item, planned.side, *code, message));
                 State::Done
@@ -333,7 +349,7 @@ fn done(
     base::put_encoded(c, key, s.base.as_deref())?;
     base::drop_intent(c, key)?;
     if let Some(found) = &s.overruled {
-        conflicts::settled_by_policy(c, found, strategy)?;
+        conflicts::settled_by_policy(c, found, strategy, p.write.new.as_deref())?;
     }
     if p.last {
         remove_rows(c, &s.work, no_seq)?;

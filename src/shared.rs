@@ -69,6 +69,8 @@ pub struct Shared {
     pub stream_moved: Notify,
     /// Clock of a side minus ours in ms: local, remote.
     offsets: [AtomicI64; 2],
+    /// The queue or the disk is at its limit (R22).
+    pub degraded: AtomicBool,
     /// The remote offers no change stream.
     pub no_stream: AtomicBool,
     /// Whether `pause` is in force.
@@ -83,6 +85,10 @@ pub struct Shared {
     pub halted: Mutex<HashSet<u32>>,
     /// Namespaces found on a side, and those that can't be synced (views, time series).
     pub left_out: Mutex<HashSet<(String, String)>>,
+    /// Rulings whose outcome is not known yet; their documents stay in `busy` meanwhile.
+    pub rulings: Mutex<Vec<[u8; 12]>>,
+    /// Held while records are written to the local database: they must arrive in order.
+    pub flushing: tokio::sync::Mutex<()>,
     /// Test-only crash points and mutations.
     pub failpoints: Failpoints,
     /// Ends everything.
@@ -157,6 +163,19 @@ impl Settings {
         }
     }
 
+    /// Database and collection of a name as [`Settings::display`] shows it.
+    pub fn names_of(&self, shown: &str) -> (String, String) {
+        let databases = &self.config.databases;
+        let named = databases.iter().find_map(|db| {
+            let coll = shown.strip_prefix(db.as_str())?.strip_prefix('.')?;
+            Some((db.clone(), coll.to_owned()))
+        });
+        match named {
+            Some(names) if databases.len() > 1 => names,
+            _ => (databases[0].clone(), shown.to_owned()),
+        }
+    }
+
     /// The database that holds our records.
     pub fn records_db(&self) -> &str {
         &self.config.databases[0]
@@ -194,6 +213,7 @@ impl Shared {
             streams: Mutex::default(),
             stream_moved: Notify::new(),
             offsets: [AtomicI64::new(0), AtomicI64::new(0)],
+            degraded: AtomicBool::new(false),
             no_stream: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             runs: Runs::default(),
@@ -201,6 +221,8 @@ impl Shared {
             notices: Mutex::default(),
             halted: Mutex::default(),
             left_out: Mutex::default(),
+            rulings: Mutex::default(),
+            flushing: tokio::sync::Mutex::default(),
             failpoints: Failpoints::from_env(),
             cancel,
             started: Instant::now(),

@@ -4,7 +4,7 @@
 //! whole document as read, so that an edit that came in between never looks synced. Documents with
 //! duplicate names are left alone: no pipeline can carry them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::content::{has_duplicates, strip};
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
+use crate::guard::{self, Verdict};
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
@@ -32,7 +33,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         tokio::select! {
             () = shared.cancel.cancelled() => return Ok(()),
             () = shared.stamp.notified() => {}
-            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
         loop {
             // Between any two commands, or a long drain would share the server with its stamps.
@@ -120,7 +121,7 @@ fn due(c: &rusqlite::Connection) -> rusqlite::Result<Vec<Due>> {
 async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
     let settings = shared.settings();
     let due = shared.store.call(due).await.map_err(store_failed)?;
-    let count = due.len();
+    let mut again: HashSet<Key> = HashSet::new();
     if settings.config.sync.stamp_documents {
         let mut by_ns: HashMap<u32, Vec<&Due>> = HashMap::new();
         for d in &due {
@@ -135,11 +136,13 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
                 .read(&db, &coll, ns, due.iter().map(|d| &d.id))
                 .await?;
             for chunk in due.chunks(BATCH as usize) {
-                write(shared, &settings, (&db, &coll), chunk, &docs).await?;
+                again.extend(write(shared, &settings, (&db, &coll), chunk, &docs).await?);
             }
         }
     }
-    let done: Vec<(Key, i64)> = due.into_iter().map(|d| (d.key, d.request)).collect();
+    let done = due.into_iter().filter(|d| !again.contains(&d.key));
+    let done: Vec<(Key, i64)> = done.map(|d| (d.key, d.request)).collect();
+    let count = done.len();
     shared
         .store
         .call(move |c| {
@@ -151,13 +154,14 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
     Ok(count)
 }
 
+/// Stamps a chunk. The documents that were not as read any more: their stamp is still due.
 async fn write(
     shared: &Shared,
     settings: &Settings,
     (db, coll): (&str, &str),
     due: &[&Due],
     docs: &HashMap<Key, Vec<u8>>,
-) -> Result<(), Failure> {
+) -> Result<Vec<Key>, Failure> {
     let fields = &settings.config.fields;
     let mut w = Writer::new();
     w.str("update", coll).bool("ordered", false);
@@ -165,8 +169,10 @@ async fn write(
         "maxTimeMS",
         i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"),
     );
+    // The next look reads what a majority has: it must not miss this stamp.
+    w.open("writeConcern").str("w", "majority").close();
     w.open_array("updates");
-    let mut n = 0;
+    let mut stamped = Vec::new();
     for d in due {
         let Some(doc) = docs.get(&d.key) else {
             continue;
@@ -181,7 +187,7 @@ async fn write(
         if current || stale || has_duplicates(doc) {
             continue;
         }
-        w.open(index_name(n));
+        w.open(index_name(stamped.len()));
         w.open("q")
             .open("_id")
             .value("$eq", d.id.kind, &d.id.value)
@@ -209,13 +215,17 @@ async fn write(
                 .str(&fields.origin, origin.name());
         }
         w.close().close().close();
-        w.str("2", "$$ROOT").close().close().close().close();
+        // Not `$$ROOT`: what came in between may have duplicate names, and be written changed.
+        guard::refusal(&mut w, "2");
         w.close();
-        n += 1;
+        // `$replaceWith`, its stage, the pipeline, the statement.
+        w.close().close().close().close();
+        stamped.push(d.key.clone());
     }
     w.close();
-    if n == 0 {
-        return Ok(());
+    let mut again = Vec::new();
+    if stamped.is_empty() {
+        return Ok(again);
     }
     let reply = match shared.local.run(db, w.command()).await {
         // Not allowed, say: the next command fares no better, and the content is unharmed.
@@ -226,18 +236,24 @@ async fn write(
                     "the sync fields of local documents can't be written: {failure}"
                 )),
             );
-            return Ok(());
+            return Ok(again);
         }
         reply => reply?,
     };
     shared.notice("stamps", None);
-    if let Ok(errors) = reply.get_array("writeErrors") {
-        // A validator of the app's own may refuse the sync fields; the content is unharmed.
-        tracing::debug!(
-            coll,
-            errors = errors.len(),
-            "some documents could not be stamped"
-        );
+    for error in reply.get_array("writeErrors").into_iter().flatten() {
+        let Some(error) = error.as_document() else {
+            continue;
+        };
+        let index = error
+            .get_i32("index")
+            .ok()
+            .and_then(|i| usize::try_from(i).ok());
+        match (guard::verdict_of(error), index.and_then(|i| stamped.get(i))) {
+            (Verdict::Modified, Some(key)) => again.push(key.clone()),
+            // A validator of the app's own may refuse the sync fields; the content is unharmed.
+            _ => tracing::debug!(coll, "a document could not be stamped"),
+        }
     }
-    Ok(())
+    Ok(again)
 }

@@ -6,6 +6,7 @@
 //! that starts a reconcile (R11).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, Timestamp, doc};
@@ -18,6 +19,7 @@ use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
 use crate::raw;
 use crate::retry::Retry;
+use crate::settle::store_failed;
 use crate::shared::{OWN_COLLECTIONS, Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
@@ -25,6 +27,9 @@ use crate::store::{self, records};
 
 /// Largest update description that travels with an event, in bytes; larger ones mean "look".
 const DESCRIPTION_BYTES: i32 = 2048;
+
+/// The server's `ChangeStreamFatalError`: no event with our token where it should be.
+const RESUME_TOKEN_NOT_FOUND: i32 = 280;
 
 /// Most events in one transaction.
 const EVENTS: usize = 2000;
@@ -65,30 +70,31 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
         };
         shared.set_stream(side, &db, false, None);
         let Err(stop) = outcome else { continue };
-        match stop {
-            Stop::Store(error) => return Err(Failure::fatal(error.to_string())),
-            Stop::Failure(failure) => {
-                shared.note::<()>(side, &Err(failure.clone()));
-                if failure.class == Class::HistoryLost {
-                    lose_history(&shared, side, &db, &failure).await?;
-                    continue;
-                }
-                let topic = format!("stream:{}:{db}", side.name());
-                if side == Side::Local || !failure.is_offline() {
-                    shared.notice(
-                        &topic,
-                        Some(format!(
-                            "the {} database's changes can't be read: {failure}",
-                            side.name()
-                        )),
-                    );
-                }
-                let delay = retry.next_delay();
-                tokio::select! {
-                    () = shared.cancel.cancelled() => break,
-                    () = tokio::time::sleep(delay) => {}
-                }
-            }
+        let failure = match stop {
+            Stop::Store(error) if !error.is_disk() => return Err(store_failed(error)),
+            Stop::Store(error) => store_failed(error),
+            Stop::Failure(failure) => failure,
+        };
+        shared.note::<()>(side, &Err(failure.clone()));
+        if failure.code == Some(RESUME_TOKEN_NOT_FOUND) {
+            // The oplog reaches back far enough, but what we have seen is not in it.
+            return Err(crate::identity::restored(side));
+        }
+        if failure.class == Class::HistoryLost {
+            lose_history(&shared, side, &db, &failure).await?;
+            continue;
+        }
+        if side == Side::Local || !failure.is_offline() {
+            let text = format!(
+                "the {} database's changes can't be read: {failure}",
+                side.name()
+            );
+            shared.notice(&format!("stream:{}:{db}", side.name()), Some(text));
+        }
+        let delay = retry.next_delay();
+        tokio::select! {
+            () = shared.cancel.cancelled() => break,
+            () = tokio::time::sleep(delay) => {}
         }
     }
     Ok(())
@@ -120,11 +126,12 @@ async fn lose_history(
 ) -> Result<(), Failure> {
     tracing::warn!(side = side.name(), db, %failure, "the oplog no longer holds our position; comparing everything");
     let (token, flag) = (token_name(side, db), reconcile_name(db));
+    let seen = crate::identity::seen_name(side, db);
     let why = format!("history of the {} database lost", side.name());
     shared
         .store
         .call(move |c| {
-            c.execute("DELETE FROM meta WHERE k = ?", [&token])?;
+            c.execute("DELETE FROM meta WHERE k = ? OR k = ?", [&token, &seen])?;
             store::set_meta(c, &flag, why)
         })
         .await
@@ -135,13 +142,13 @@ async fn lose_history(
     Ok(())
 }
 
-fn pipeline(settings: &crate::shared::Settings) -> Vec<Document> {
+fn pipeline(shared: &Shared, settings: &crate::shared::Settings) -> Vec<Document> {
     // Only plain names are left out on the server; globs are matched here. `$nin` lets events
     // without a collection (invalidate, dropDatabase) through.
     let plain = |g: &&String| !g.contains(['*', '?', '[', '{', '.', '\\']);
     let mut never: Vec<_> = OWN_COLLECTIONS.iter().map(ToString::to_string).collect();
     never.extend(settings.config.sync.exclude.iter().filter(plain).cloned());
-    vec![
+    let mut stages = vec![
         doc! {"$match": {"ns.coll": {"$nin": never}}},
         doc! {"$project": {
             "operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1,
@@ -150,7 +157,16 @@ fn pipeline(settings: &crate::shared::Settings) -> Vec<Document> {
                 "$updateDescription", "$$REMOVE",
             ]},
         }},
-    ]
+    ];
+    if shared.failpoints.mutated("stamp") {
+        // The mutation: an event whose document carries our stamp is taken for our own.
+        let status = format!("$fullDocument.{}", settings.config.fields.sync_status);
+        let body =
+            doc! {"_id": 1, "ns": 1, "operationType": 1, "documentKey._id": 1, "tag": status};
+        stages.truncate(1);
+        stages.push(doc! {"$project": body});
+    }
+    stages
 }
 
 /// The saved position, or a fresh one: now. A database seen for the first time asks for a first sync.
@@ -191,7 +207,7 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     let database = endpoint.client.database(db);
     let watch = database
         .watch()
-        .pipeline(pipeline(&settings))
+        .pipeline(pipeline(shared, &settings))
         .max_await_time(AWAIT);
     let fresh = position.as_ref().err().copied();
     let watch = match position {
@@ -270,7 +286,9 @@ async fn read(
         }
         shared.note(side, &Ok(()));
         retry.reset();
-        if pending.len() >= EVENTS || (ended && !pending.is_empty()) {
+        // A stream that ends does so by its invalidate event, whose position gets over it next time.
+        let last = ended || !stream.is_alive();
+        if pending.len() >= EVENTS || (last && !pending.is_empty()) {
             commit(shared, side, db, std::mem::take(&mut pending)).await?;
         }
         if ended {
@@ -311,6 +329,9 @@ enum Event {
 
 fn parse(event: &RawDocument, settings: &crate::shared::Settings, db: &str) -> Event {
     let kind = event.get_str("operationType").unwrap_or_default();
+    if event.get_str("tag").is_ok_and(|tag| tag == "synced") {
+        return Event::Nothing;
+    }
     let coll = event
         .get_document("ns")
         .ok()
@@ -421,13 +442,25 @@ async fn commit(
         shared.failpoints.crash("token_before_enq");
     }
     let failpoints = shared.clone();
+    // At the limit only the fact that something changed is kept (R22).
+    let degraded = any && shared.degraded.load(Ordering::Relaxed);
+    let flag = reconcile_name(db);
+    let seen_name = crate::identity::seen_name(side, db);
+    let seen_text = seen.map(|t| format!("{}.{}", t.time, t.increment));
     shared
         .store
         .call(move |c| {
-            queue::enqueue(c, side, &changes, now)?;
+            if degraded {
+                store::set_meta(c, &flag, "queue was full")?;
+            } else {
+                queue::enqueue(c, side, &changes, now)?;
+            }
             failpoints.failpoints.crash("enq_before_token");
             store::set_meta(c, &name, token)?;
-            if stamp_pending {
+            if let Some(seen) = &seen_text {
+                store::set_meta(c, &seen_name, seen)?;
+            }
+            if stamp_pending && !degraded {
                 for change in &changes {
                     records::put_stamp(c, &change.key, &change.id)?;
                 }

@@ -4,13 +4,14 @@
 //! transaction, which also unties cycles (a swap of usernames). Only a blocker that stays is a
 //! conflict. Works from the write error's key pattern, so compound, partial and collated indexes do.
 
+mod blocker;
+pub(crate) mod configured;
+
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
-
-use crate::batch::{Item, Planned, State};
+use crate::batch::{Item, State};
 use crate::conflicts::{self, Found};
 use crate::content::strip;
 use crate::decide::{Decision, Rules, Side, Target, View, decide};
@@ -18,7 +19,6 @@ use crate::exact;
 use crate::failure::Failure;
 use crate::guard::{Duplicate, Verdict, Write};
 use crate::key::{Id, Key};
-use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::side::Endpoint;
@@ -37,9 +37,10 @@ pub(crate) async fn untie_all(
 ) -> Result<(), Failure> {
     let mine: HashSet<Key> = items.iter().map(|i| i.work.key.clone()).collect();
     for i in 0..items.len() {
-        let State::Clash(side, write, dup) = items[i].state.clone() else {
+        let State::Clash(clash) = items[i].state.clone() else {
             continue;
         };
+        let (side, write, dup) = *clash;
         let ns = items[i].ns.clone();
         let knot = Knot {
             shared,
@@ -107,7 +108,7 @@ async fn record(
         side,
         &ours.unwrap_or_default(),
         (other, blocker),
-        dup,
+        (dup, &item.ns.sync_fields),
     );
     let work = item.work.clone();
     let is_new = shared
@@ -128,7 +129,7 @@ enum Answer {
     /// Something moved, or is being worked on: look again.
     Again(&'static str),
     /// This document keeps the value.
-    Conflict(Vec<u8>, Duplicate),
+    Conflict(Vec<u8>, Box<Duplicate>),
 }
 
 /// What becomes of a document in the way.
@@ -213,7 +214,7 @@ impl Knot<'_> {
                     let wanted = &chain[0].write;
                     let still = self.still_clash(wanted, &id, there.as_deref()).await?;
                     return Ok(if still {
-                        Answer::Conflict(blocker, dup)
+                        Answer::Conflict(blocker, Box::new(dup))
                     } else {
                         Answer::Again("the value has changed hands since")
                     });
@@ -232,98 +233,6 @@ impl Knot<'_> {
                 None => return self.write_chain(&endpoint, chain).await,
             }
         }
-    }
-
-    fn same_index(&self, dup: &Duplicate, new: &[u8]) -> Duplicate {
-        let new = Document::from_reader(new).unwrap_or_default();
-        let value = dup
-            .pattern
-            .keys()
-            .map(|k| (k.clone(), at_path(&new, k)))
-            .collect();
-        Duplicate {
-            pattern: dup.pattern.clone(),
-            value,
-            collation: dup.collation.clone(),
-        }
-    }
-
-    /// A document other than those known that holds the values of `new` under that index.
-    async fn blocker(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        new: &[u8],
-        dup: &Duplicate,
-        known: &HashSet<Key>,
-    ) -> Result<Option<Vec<u8>>, Failure> {
-        let spec = self.index(endpoint, &dup.pattern).await?;
-        let mut filter = Document::new();
-        // With a collation the error shows sort keys, not values: take those of the document.
-        let values = if dup.collation.is_some() {
-            self.same_index(dup, new).value
-        } else {
-            dup.value.clone()
-        };
-        for (name, value) in values {
-            filter.insert(
-                name,
-                match value {
-                    Bson::Array(several) => doc! {"$in": several},
-                    one => doc! {"$eq": one},
-                },
-            );
-        }
-        let mut and = vec![filter];
-        if let Some(partial) = spec
-            .as_ref()
-            .and_then(|s| s.get_document("partialFilterExpression").ok())
-        {
-            and.push(partial.clone());
-        }
-        let mut command = doc! {
-            "find": self.coll, "filter": {"$and": and}, "limit": i32::try_from(known.len() + 2).unwrap_or(100),
-            "readConcern": {"level": "majority"},
-        };
-        if let Some(collation) = spec
-            .as_ref()
-            .and_then(|s| s.get_document("collation").ok())
-            .or(dup.collation.as_ref())
-        {
-            command.insert("collation", collation.clone());
-        }
-        let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
-        let mut found = None;
-        endpoint
-            .query(self.db, raw, |d| {
-                let unknown =
-                    Id::of(d.as_bytes()).is_some_and(|id| !known.contains(&Key::new(self.ns, &id)));
-                if unknown && found.is_none() {
-                    found = Some(d.into_bytes());
-                }
-            })
-            .await?;
-        Ok(found)
-    }
-
-    async fn index(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        pattern: &Document,
-    ) -> Result<Option<Document>, Failure> {
-        let mut found = None;
-        let raw = RawDocumentBuf::try_from(&doc! {"listIndexes": self.coll})
-            .map_err(|_| Failure::fatal("listIndexes"))?;
-        endpoint
-            .query(self.db, raw, |d| {
-                if let Ok(spec) = Document::from_reader(d.as_bytes())
-                    && spec.get_document("key").is_ok_and(|k| k == pattern)
-                    && spec.get_bool("unique").unwrap_or(false)
-                {
-                    found = Some(spec);
-                }
-            })
-            .await?;
-        Ok(found)
     }
 
     /// The blocker as a member of the chain, if the other side's version of it is about to replace it.
@@ -359,6 +268,7 @@ impl Knot<'_> {
             updated_at: &self.settings.config.fields.updated_at,
             skew_ms: self.shared.skew_ms(),
             first_sync: false,
+            fields: self.settings.config.sync.rules.get(self.coll),
         };
         let replaces = match self.side {
             Side::Remote => Target::Local,
@@ -514,140 +424,4 @@ fn written(c: &rusqlite::Connection, chain: &[Member], stamping: bool) -> rusqli
         }
     }
     Ok(())
-}
-
-/// The value at a dotted path, or null, as a unique index sees it.
-fn at_path(doc: &Document, path: &str) -> Bson {
-    let mut at = Bson::Document(doc.clone());
-    for step in path.split('.') {
-        at = match at {
-            Bson::Document(mut d) => d.remove(step).unwrap_or(Bson::Null),
-            Bson::Array(items) => {
-                let inner = items
-                    .iter()
-                    .filter_map(Bson::as_document)
-                    .map(|d| at_path(d, step));
-                Bson::Array(inner.collect())
-            }
-            _ => Bson::Null,
-        };
-    }
-    at
-}
-
-/// Takes writes out of a batch whose `[unique_fields]` value is taken, index or not.
-pub(crate) async fn check_configured(
-    shared: &Arc<Shared>,
-    settings: &Settings,
-    items: &mut [Item],
-    planned: &mut Vec<Planned>,
-) -> Result<(), Failure> {
-    if settings.config.unique_fields.is_empty() {
-        return Ok(());
-    }
-    let mut taken: Vec<(usize, Duplicate)> = Vec::new();
-    for side in [Side::Local, Side::Remote] {
-        for (coll, fields) in &settings.config.unique_fields {
-            for field in fields {
-                taken.extend(taken_values(shared, items, planned, side, coll, field).await?);
-            }
-        }
-    }
-    for (item, dup) in taken {
-        let Some(at) = planned.iter().position(|p| p.item == item) else {
-            continue;
-        };
-        let p = planned.remove(at);
-        items[item].state = State::Clash(p.side, p.write, dup);
-    }
-    Ok(())
-}
-
-async fn taken_values(
-    shared: &Arc<Shared>,
-    items: &[Item],
-    planned: &[Planned],
-    side: Side,
-    coll: &str,
-    field: &str,
-) -> Result<Vec<(usize, Duplicate)>, Failure> {
-    let mut wanted = Vec::new();
-    for p in planned
-        .iter()
-        .filter(|p| p.side == side && items[p.item].ns.coll == coll)
-    {
-        let value = |d: &Option<Vec<u8>>| {
-            d.as_ref()
-                .and_then(|d| raw::get(d, field.as_bytes()).map(|e| e.whole.to_vec()))
-        };
-        let new = value(&p.write.new);
-        // A missing or null value is no value.
-        if new.as_ref().is_some_and(|n| n[0] != 0x0A) && new != value(&p.write.expect) {
-            wanted.push(p);
-        }
-    }
-    let Some(first) = wanted.first() else {
-        return Ok(vec![]);
-    };
-    let ns = &items[first.item].ns;
-    let mut w = Writer::new();
-    w.str("find", coll)
-        .open("filter")
-        .open(field)
-        .open_array("$in");
-    for (i, p) in wanted.iter().enumerate() {
-        if let Some(e) = p
-            .write
-            .new
-            .as_ref()
-            .and_then(|d| raw::get(d, field.as_bytes()))
-        {
-            w.value(index_name(i), e.kind, e.value);
-        }
-    }
-    w.close()
-        .close()
-        .close()
-        .open("readConcern")
-        .str("level", "majority")
-        .close();
-    w.open("projection").i32(field, 1).close();
-    let mut holders: Vec<Vec<u8>> = Vec::new();
-    let endpoint = shared.endpoint(side)?;
-    endpoint
-        .query(&ns.db, w.command(), |d| holders.push(d.into_bytes()))
-        .await?;
-    let mut taken = Vec::new();
-    for p in wanted {
-        let Some(new) = p
-            .write
-            .new
-            .as_ref()
-            .and_then(|d| raw::get(d, field.as_bytes()))
-        else {
-            continue;
-        };
-        let holder = holders.iter().find(|h| {
-            raw::get(h, field.as_bytes()).is_some_and(|e| e.whole == new.whole)
-                && Id::of(h).is_some_and(|id| Key::new(ns.number, &id) != p.write.key)
-        });
-        if holder.is_some() {
-            let value = p
-                .write
-                .new
-                .as_ref()
-                .and_then(|d| Document::from_reader(d.as_slice()).ok())
-                .unwrap_or_default();
-            let value = doc! {field: at_path(&value, field)};
-            taken.push((
-                p.item,
-                Duplicate {
-                    pattern: doc! {field: 1},
-                    value,
-                    collation: None,
-                },
-            ));
-        }
-    }
-    Ok(taken)
 }

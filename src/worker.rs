@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use tokio::task::JoinSet;
@@ -14,7 +14,7 @@ use crate::batch;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::retry::Retry;
-use crate::shared::{Shared, lock};
+use crate::shared::{Settings, Shared, lock};
 use crate::store::queue::{self, Claim, Work};
 
 /// Most batches in flight; enough to hide a round trip of 100 ms at full batches.
@@ -23,34 +23,52 @@ const BATCHES: usize = 6;
 /// How often rows that were put off are looked for.
 const TICK: Duration = Duration::from_millis(250);
 
+/// Longest pause after a batch that failed for another reason than the link.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Up to so many rows echoes are looked for while offline; in a long queue a few don't matter.
+const FEW: u64 = 5000;
+
 /// Where a queue is to be read on.
-#[derive(Default)]
-struct Cursor {
+struct Queue {
+    /// Whose changes it holds.
+    of: Side,
     after: i64,
     /// Nothing was found to the end since the last wake-up.
     at_end: bool,
 }
 
+/// Both queues from their heads; remote changes first, they are fewer as a rule.
+fn start() -> [Queue; 2] {
+    [Side::Remote, Side::Local].map(|of| Queue {
+        of,
+        after: 0,
+        at_end: false,
+    })
+}
+
 /// Runs until the daemon ends.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
     let mut batches: JoinSet<Result<(), Failure>> = JoinSet::new();
-    let mut cursors = [Cursor::default(), Cursor::default()];
+    let mut queues = start();
     let mut retry = Retry::new(&shared.settings().config.retry);
+    let mut rest = Instant::now();
     loop {
         if !may_work(&shared) {
             let mut link = shared.link.subscribe();
             tokio::select! {
                 () = shared.cancel.cancelled() => break,
-                Some(done) = batches.join_next() => finished(&shared, done, &mut retry).await?,
+                Some(done) = batches.join_next() => drop(finished(&shared, done, &mut retry)?),
                 _ = link.changed() => {}
                 () = shared.wake.notified() => {}
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
-            cursors = Default::default();
+            drop_echoes(&shared).await?;
+            queues = start();
             continue;
         }
-        while batches.len() < BATCHES {
-            let Some(works) = claim(&shared, &mut cursors).await? else {
+        while batches.len() < BATCHES && rest <= Instant::now() {
+            let Some(works) = claim(&shared, &mut queues).await? else {
                 break;
             };
             shared.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -64,13 +82,15 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         tokio::select! {
             () = shared.cancel.cancelled() => break,
             Some(done) = batches.join_next() => {
-                finished(&shared, done, &mut retry).await?;
-                // What the batch put back, and keys that waited for it, may be ready now.
-                cursors.iter_mut().for_each(|c| c.at_end = false);
+                if let Some(pause) = finished(&shared, done, &mut retry)? {
+                    rest = Instant::now() + pause;
+                }
             }
-            () = shared.wake.notified() => cursors.iter_mut().for_each(|c| c.at_end = false),
-            () = tokio::time::sleep(TICK) => cursors.iter_mut().for_each(|c| c.at_end = false),
+            () = shared.wake.notified() => {}
+            () = tokio::time::sleep(TICK) => {}
         }
+        // Something came, was put back, or let go of a key: both queues are worth a look again.
+        queues.iter_mut().for_each(|q| q.at_end = false);
     }
     // Their writes are under way; their intents are on disk whether we see the answers or not.
     batches.detach_all();
@@ -82,47 +102,41 @@ fn may_work(shared: &Shared) -> bool {
     automatic && shared.may_work()
 }
 
-async fn finished(
+/// What to do after a batch: `Some` is how long to claim nothing.
+fn finished(
     shared: &Shared,
     done: Result<Result<(), Failure>, tokio::task::JoinError>,
     retry: &mut Retry,
-) -> Result<(), Failure> {
+) -> Result<Option<Duration>, Failure> {
     match done {
-        Ok(Ok(())) => retry.reset(),
-        Ok(Err(failure)) if failure.class == Class::Fatal => return Err(failure),
+        Ok(Ok(())) => {
+            retry.reset();
+            Ok(None)
+        }
+        Ok(Err(failure)) if failure.class == Class::Fatal => Err(failure),
         Ok(Err(failure)) => {
             tracing::debug!(%failure, "a batch failed");
             shared.runs.error(failure.to_string());
-            tokio::time::sleep(retry.next_delay()).await;
+            // An outage is the link's business, which wakes us the moment it is over.
+            Ok((!failure.is_offline()).then(|| retry.next_delay().min(LONGEST_PAUSE)))
         }
-        Err(e) if e.is_cancelled() => {}
-        Err(e) => return Err(Failure::fatal(format!("a batch panicked: {e}"))),
+        Err(e) if e.is_cancelled() => Ok(None),
+        Err(e) => Err(Failure::fatal(format!("a batch panicked: {e}"))),
     }
-    Ok(())
 }
 
-/// The next batch of either queue; remote changes first when both wait, they are fewer as a rule.
+/// The next batch. The queues take turns, so that a long one does not starve the other.
 async fn claim(
     shared: &Arc<Shared>,
-    cursors: &mut [Cursor; 2],
+    queues: &mut [Queue; 2],
 ) -> Result<Option<Vec<Work>>, Failure> {
     let settings = shared.settings();
-    for (side, cursor) in [Side::Remote, Side::Local]
-        .into_iter()
-        .zip(cursors.iter_mut())
-    {
-        if cursor.at_end {
+    for turn in 0..queues.len() {
+        let q = &mut queues[turn];
+        if q.at_end {
             continue;
         }
-        let what = Claim {
-            of: side,
-            after: cursor.after,
-            limit: settings.config.sync.batch_size,
-            now: Utc::now().timestamp_millis(),
-            only: vec![],
-            never: lock(&shared.halted).clone(),
-            sync_fields: settings.sync_fields.clone(),
-        };
+        let what = what(shared, &settings, q, settings.config.sync.batch_size);
         let context = shared.clone();
         let claimed = shared
             .store
@@ -130,18 +144,49 @@ async fn claim(
             .await;
         let (works, next) = claimed.map_err(crate::settle::store_failed)?;
         match next {
-            Some(after) => cursor.after = after,
+            Some(after) => q.after = after,
             None => {
                 // Rows that were busy or put off stand before the end: the next round sees them.
-                *cursor = Cursor {
-                    after: 0,
-                    at_end: works.is_empty(),
-                };
+                q.after = 0;
+                q.at_end = works.is_empty();
             }
         }
         if !works.is_empty() {
+            queues.rotate_left(turn + 1);
             return Ok(Some(works));
         }
     }
     Ok(None)
+}
+
+fn what(shared: &Shared, settings: &Settings, queue: &Queue, limit: usize) -> Claim {
+    Claim {
+        of: queue.of,
+        after: queue.after,
+        limit,
+        now: Utc::now().timestamp_millis(),
+        only: vec![],
+        never: lock(&shared.halted).clone(),
+        sync_fields: settings.sync_fields.clone(),
+    }
+}
+
+/// While nothing may be moved, the events of what was moved before still arrive: they don't wait
+/// for anything and shall not be counted as if they did.
+async fn drop_echoes(shared: &Arc<Shared>) -> Result<(), Failure> {
+    let settings = shared.settings();
+    let queued = shared
+        .store
+        .call(|c| Ok(queue::counts(c, Side::Local)?.all + queue::counts(c, Side::Remote)?.all));
+    if queued.await.map_err(crate::settle::store_failed)? > FEW {
+        return Ok(());
+    }
+    for queue in start() {
+        let (what, context) = (what(shared, &settings, &queue, 0), shared.clone());
+        let dropped = shared
+            .store
+            .call(move |c| queue::claim(c, &what, &mut lock(&context.busy)));
+        dropped.await.map_err(crate::settle::store_failed)?;
+    }
+    Ok(())
 }

@@ -21,7 +21,7 @@ pub(crate) fn booking(n: usize) -> Document {
         "ritual": (["Abhishekam", "Archana", "Homam", "Kalyanam"][n % 4]),
         "nakshatra": (["Ashwini", "Bharani", "Krittika", "Rohini", "Mrigashira"][n % 5]),
         "amount": 501.0 + (n % 100) as f64,
-        "paid": n % 3 == 0,
+        "paid": n.is_multiple_of(3),
         "slot": {"date": "2024-11-01", "hour": (n % 12) as i32, "hall": "east"},
         "notes": format!("prasadam for {} persons; sankalpam in the name of the whole family, \
                           please call before the ritual begins ({:x})", n % 40, n * 2_654_435_761),

@@ -4,6 +4,8 @@
 //! `--scale 0.1` makes every case a tenth of its size. Nothing is asserted about time: the table
 //! says `ok` or `not ok` beside each target.
 
+#![allow(clippy::unwrap_used, reason = "the harness is that of the tests")]
+
 mod bare;
 #[path = "../../tests/common/mod.rs"]
 mod common;

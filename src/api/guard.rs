@@ -12,41 +12,108 @@ use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
 use super::ApiError;
+use crate::config::ApiConfig;
+
+/// What a token allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Look.
+    Read,
+    /// Sync, pause, resolve.
+    Operate,
+    /// Change the configuration.
+    Admin,
+}
+
+impl Role {
+    /// By its name in the configuration.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "admin" => Self::Admin,
+            "operate" => Self::Operate,
+            _ => Self::Read,
+        }
+    }
+
+    /// What a request needs.
+    fn needed(method: &Method, path: &str) -> Self {
+        if method == Method::GET || method == Method::HEAD {
+            Self::Read
+        } else if path == "/api/sync/config" {
+            Self::Admin
+        } else {
+            Self::Operate
+        }
+    }
+}
+
+/// Who asks; for the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The token's name, or the user at the other end of the socket.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+}
 
 /// Who may ask.
 #[derive(Clone, Debug)]
 pub struct Guard {
-    /// Digest of the token: both sides of the comparison get the same length and reveal nothing.
-    token: Option<blake3::Hash>,
+    /// Digests of the tokens: both sides of the comparison get the same length and reveal nothing.
+    tokens: Vec<(blake3::Hash, Caller)>,
 }
 
 impl Guard {
     /// `None` when the address can be reached by other machines and there is no token: such an API is
     /// never served.
-    pub fn new(address: SocketAddr, token: Option<&SecretString>) -> Option<Self> {
-        let token = token.map(|token| blake3::hash(token.expose_secret().as_bytes()));
-        (token.is_some() || address.ip().is_loopback()).then_some(Self { token })
+    pub fn new(address: SocketAddr, api: &ApiConfig) -> Option<Self> {
+        let digest = |token: &SecretString| blake3::hash(token.expose_secret().as_bytes());
+        let admin = api.token.iter().map(|token| {
+            let name = "admin".to_owned();
+            let role = Role::Admin;
+            (digest(token), Caller { name, role })
+        });
+        let named = api.tokens.iter().map(|(name, given)| {
+            let (name, role) = (name.clone(), given.role);
+            (digest(&given.token), Caller { name, role })
+        });
+        let tokens: Vec<_> = admin.chain(named).collect();
+        (!tokens.is_empty() || address.ip().is_loopback()).then_some(Self { tokens })
     }
 
-    fn allows(&self, method: &Method, headers: &HeaderMap) -> Result<(), ApiError> {
+    /// For the Unix socket, which lets in only who may open it.
+    pub fn of_socket() -> Self {
+        Self { tokens: vec![] }
+    }
+
+    fn allows(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let host = header(headers, HOST.as_str());
-        match &self.token {
-            Some(token) if !has_token(headers, token) => {
-                return Err(ApiError::new(
+        let caller = match self.tokens.is_empty() {
+            false => self.holder(headers).ok_or_else(|| {
+                ApiError::new(
                     StatusCode::UNAUTHORIZED,
                     "a token is needed: send the header `Authorization: Bearer TOKEN`",
-                ));
-            }
-            None if !host.is_some_and(is_loopback_name) => {
+                )
+            })?,
+            true if !host.is_some_and(is_loopback_name) => {
                 return Err(ApiError::new(
                     StatusCode::FORBIDDEN,
                     "without a token only requests addressed to localhost are answered",
                 ));
             }
-            _ => {}
+            true => Caller {
+                name: "api".into(),
+                role: Role::Admin,
+            },
+        };
+        if caller.role < Role::needed(method, path) {
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                format!("the token `{}` does not allow this", caller.name),
+            ));
         }
         if method == Method::GET || method == Method::HEAD {
-            return Ok(());
+            return Ok(caller);
         }
         let from_elsewhere = header(headers, "sec-fetch-site")
             .is_some_and(|site| site == "cross-site" || site == "same-site")
@@ -60,37 +127,43 @@ impl Guard {
                 "requests from the pages of other sites are refused",
             ));
         }
-        Ok(())
+        Ok(caller)
+    }
+
+    /// Whose token it is. All are compared, so that the time tells nothing.
+    fn holder(&self, headers: &HeaderMap) -> Option<Caller> {
+        let given = header(headers, AUTHORIZATION.as_str()).and_then(|value| {
+            let (scheme, given) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| given.trim())
+        })?;
+        let given = blake3::hash(given.as_bytes());
+        self.tokens.iter().fold(None, |found, (token, caller)| {
+            let same: bool = given.as_bytes().ct_eq(token.as_bytes()).into();
+            found.or(same.then(|| caller.clone()))
+        })
     }
 }
 
-/// The middleware.
+/// The middleware. A connection of the Unix socket brings its caller with it.
 pub(super) async fn check(
     State(guard): State<Arc<Guard>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    match guard.allows(request.method(), request.headers()) {
-        Ok(()) => next.run(request).await,
+    if request.extensions().get::<Caller>().is_some() {
+        return next.run(request).await;
+    }
+    match guard.allows(request.method(), request.uri().path(), request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     }
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-fn has_token(headers: &HeaderMap, token: &blake3::Hash) -> bool {
-    let given = header(headers, AUTHORIZATION.as_str()).and_then(|value| {
-        let (scheme, given) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| given.trim())
-    });
-    given.is_some_and(|given| {
-        blake3::hash(given.as_bytes())
-            .as_bytes()
-            .ct_eq(token.as_bytes())
-            .into()
-    })
 }
 
 /// `localhost`, `127.0.0.1`, `[::1]`, with or without a port.
@@ -110,6 +183,30 @@ fn is_loopback_name(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn roles_allow_what_they_say() {
+        let config = "database = \"d\"\n[api.tokens.looker]\ntoken = \"l\"\nrole = \"read\"\n\
+                      [api.tokens.desk]\ntoken = \"o\"\n[api.tokens.boss]\ntoken = \"a\"\nrole = \"admin\"\n";
+        let api = Config::from_toml(config).unwrap().api;
+        let guard = Guard::new("0.0.0.0:1".parse().unwrap(), &api).unwrap();
+        let ask = |token: &str, method: &Method, path: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
+            guard
+                .allows(method, path, &headers)
+                .map(|c| c.name)
+                .map_err(|e| e.status.as_u16())
+        };
+        let (config, sync) = ("/api/sync/config", "/api/sync/sync");
+        assert_eq!(ask("l", &Method::GET, config), Ok("looker".into()));
+        assert_eq!(ask("l", &Method::POST, sync), Err(403));
+        assert_eq!(ask("o", &Method::POST, sync), Ok("desk".into()));
+        assert_eq!(ask("o", &Method::PUT, config), Err(403));
+        assert_eq!(ask("a", &Method::PUT, config), Ok("boss".into()));
+        assert_eq!(ask("x", &Method::GET, config), Err(401));
+    }
 
     fn verdict(guard: &Guard, method: &Method, pairs: &[(&'static str, &str)]) -> u16 {
         let mut headers = HeaderMap::new();
@@ -117,15 +214,14 @@ mod tests {
             headers.insert(*name, value.parse().unwrap());
         }
         guard
-            .allows(method, &headers)
-            .map_or_else(|error| error.status.as_u16(), |()| 200)
+            .allows(method, "/api/sync/sync", &headers)
+            .map_or_else(|error| error.status.as_u16(), |_| 200)
     }
 
     fn guard(address: &str, token: Option<&str>) -> Option<Guard> {
-        Guard::new(
-            address.parse().unwrap(),
-            token.map(SecretString::from).as_ref(),
-        )
+        let mut api = Config::from_toml("database = \"d\"").unwrap().api;
+        api.token = token.map(SecretString::from);
+        Guard::new(address.parse().unwrap(), &api)
     }
 
     #[test]

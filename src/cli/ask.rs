@@ -243,7 +243,7 @@ fn logs_text(runs: &[SyncRun]) -> String {
 }
 
 /// An `_id` as people write it: the hex of an ObjectId, else its extended JSON.
-fn id_text(id: &Value) -> String {
+pub(super) fn id_text(id: &Value) -> String {
     match id {
         Value::String(text) => text.clone(),
         Value::Object(object) => match object.get("$oid").and_then(Value::as_str) {
@@ -285,7 +285,7 @@ mod tests {
         serde_json::from_value(json!({
             "lastSyncTime": now - TimeDelta::seconds(65), "lastSyncStatus": "partial", "lastSyncDuration": 1.23,
             "totalSyncsCompleted": 7, "totalConflicts": 3, "unresolvedConflicts": 1, "pendingDocuments": 0,
-            "pendingInbox": 0, "failedDocuments": 0, "isOnline": true, "isSyncing": false, "isConfigured": true,
+            "pendingInbox": 0, "heldDocuments": 0, "failedDocuments": 0, "isOnline": true, "isSyncing": false, "isConfigured": true,
             "isPaused": false, "isCapturing": true, "isFollowing": true, "link": link, "lagSeconds": 0.0,
             "oldestUnsynced": null, "clockSkew": 5, "progress": null, "notices": [], "databases": ["temple_db"],
             "site": "local", "version": "0.1.0",

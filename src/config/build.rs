@@ -1,15 +1,20 @@
 //! From checked values to [`Config`].
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use secrecy::SecretString;
+
 use super::keys::Value;
-use super::load::{ConfigError, Settings};
+use super::load::{ConfigError, Setting, Settings};
 use super::{
-    ApiConfig, Config, FieldNames, LogConfig, LogFormat, OnDrop, Policy, ProbeConfig, PullConfig,
-    QueueConfig, RetryConfig, SyncConfig,
+    ApiConfig, Config, FieldNames, LogConfig, LogFormat, NamedToken, OnDrop, Policy, ProbeConfig,
+    PullConfig, QueueConfig, RetryConfig, SyncConfig,
 };
+use crate::api::Role;
+use crate::rules::{FieldRule, FieldRules};
 
 /// From checked values to the configuration; what is left to check is what concerns two keys.
 pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
@@ -68,7 +73,11 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
         control_file: some(read.text(&["control", "file"])).map(PathBuf::from),
         api: ApiConfig {
             listen: read.text(&["api", "listen"]),
-            token: some(read.text(&["api", "token"])).map(Into::into),
+            token: read.token()?,
+            tokens: read.tokens()?,
+            socket: some(read.text(&["api", "socket"]))
+                .map(|name| PathBuf::from(read.text(&["state_dir"])).join(name)),
+            tls: read.tls()?,
         },
         log: LogConfig {
             format: match read.text(&["log", "format"]).as_str() {
@@ -113,7 +122,7 @@ fn check_together(settings: &Settings, config: &Config) -> Result<(), ConfigErro
         .api
         .address()
         .is_some_and(|address| !address.ip().is_loopback());
-    if open && config.api.token.is_none() {
+    if open && config.api.token.is_none() && config.api.tokens.is_empty() {
         return Err(settings.error(
             &["api", "listen"],
             format!(
@@ -147,6 +156,71 @@ impl Reader<'_> {
         match self.value(path) {
             Value::Text(text) => text.clone(),
             other => unreachable!("{CHECKED}: {path:?} is {other:?}"),
+        }
+    }
+
+    fn token(&self) -> Result<Option<SecretString>, ConfigError> {
+        if let Some(token) = some(self.text(&["api", "token"])) {
+            return Ok(Some(token.into()));
+        }
+        let Some(file) = some(self.text(&["api", "token_file"])) else {
+            return Ok(None);
+        };
+        let path = ["api", "token_file"];
+        let problem = |what: String| self.settings.error(&path, what);
+        let about = std::fs::metadata(&file)
+            .map_err(|e| problem(format!("is {file:?}, which can't be read: {e}")))?;
+        if about.permissions().mode() & 0o077 != 0 {
+            return Err(problem(format!(
+                "is {file:?}, which others than its owner may read; run: chmod 600 {file}"
+            )));
+        }
+        let text = std::fs::read_to_string(&file)
+            .map_err(|e| problem(format!("is {file:?}, which can't be read: {e}")))?;
+        match text.trim() {
+            "" => Err(problem(format!("is {file:?}, which is empty"))),
+            token => Ok(Some(token.to_owned().into())),
+        }
+    }
+
+    fn tokens(&self) -> Result<BTreeMap<String, NamedToken>, ConfigError> {
+        let mut tokens = BTreeMap::new();
+        let of_tokens = self
+            .settings
+            .values
+            .iter()
+            .filter(|(path, _)| path.len() == 4 && path[0] == "api" && path[1] == "tokens");
+        for (path, _) in of_tokens {
+            let name = path[2].as_str();
+            let text = |key: &str| match self.settings.get(&["api", "tokens", name, key]) {
+                Some(Setting {
+                    value: Value::Text(text),
+                    ..
+                }) => Some(text.clone()),
+                _ => None,
+            };
+            let Some(token) = text("token") else {
+                let path = ["api", "tokens", name, "role"];
+                return Err(self.settings.error(&path, "stands there without a token"));
+            };
+            let role = Role::named(text("role").as_deref().unwrap_or("operate"));
+            let token = token.into();
+            tokens.insert(name.to_owned(), NamedToken { token, role });
+        }
+        Ok(tokens)
+    }
+
+    fn tls(&self) -> Result<Option<(PathBuf, PathBuf)>, ConfigError> {
+        let file = |key| some(self.text(&["api", key])).map(PathBuf::from);
+        match (file("tls_cert"), file("tls_key")) {
+            (Some(cert), Some(key)) => Ok(Some((cert, key))),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(self
+                .settings
+                .error(&["api", "tls_cert"], "needs api.tls_key beside it")),
+            (None, Some(_)) => Err(self
+                .settings
+                .error(&["api", "tls_key"], "needs api.tls_cert beside it")),
         }
     }
 
@@ -199,6 +273,21 @@ impl Reader<'_> {
             .collect()
     }
 
+    fn rules(&self) -> BTreeMap<String, FieldRules> {
+        let mut rules: BTreeMap<String, FieldRules> = BTreeMap::new();
+        for (path, setting) in &self.settings.values {
+            if let ([sync, section, collection, field], Value::Text(name)) =
+                (path.as_slice(), &setting.value)
+                && (sync.as_str(), section.as_str()) == ("sync", "rules")
+                && let Some(rule) = FieldRule::named(name)
+            {
+                let of_collection = rules.entry(collection.clone()).or_default();
+                of_collection.insert(field.clone(), rule);
+            }
+        }
+        rules
+    }
+
     fn sync(&self) -> SyncConfig {
         let per_collection = self.settings.values.iter().filter_map(|(path, setting)| {
             match (path.as_slice(), &setting.value) {
@@ -226,6 +315,7 @@ impl Reader<'_> {
                 _ => OnDrop::Hold,
             },
             per_collection: per_collection.collect(),
+            rules: self.rules(),
         }
     }
 }

@@ -138,6 +138,10 @@ pub(super) static KEYS: &[Key] = &[
         ],
         Kind::OneOf(POLICIES),
     ),
+    key(
+        &["sync", "rules", "*", "*"],
+        Kind::OneOf(crate::rules::NAMES),
+    ),
     key(&["unique_fields", "*"], Kind::Fields),
     key(&["fields", "updated_at"], Kind::Field),
     key(&["fields", "synced_at"], Kind::Field),
@@ -202,6 +206,21 @@ pub(super) static KEYS: &[Key] = &[
         credential: Some("api_token"),
         ..key(&["api", "token"], Kind::Text { empty: true })
     },
+    key(&["api", "token_file"], Kind::Text { empty: true }),
+    Key {
+        secret: true,
+        ..key(
+            &["api", "tokens", "*", "token"],
+            Kind::Text { empty: false },
+        )
+    },
+    key(
+        &["api", "tokens", "*", "role"],
+        Kind::OneOf(&["read", "operate", "admin"]),
+    ),
+    key(&["api", "socket"], Kind::Text { empty: true }),
+    key(&["api", "tls_cert"], Kind::Text { empty: true }),
+    key(&["api", "tls_key"], Kind::Text { empty: true }),
     key(
         &["log", "format"],
         Kind::OneOf(&["text", "json", "journald"]),

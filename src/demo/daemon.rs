@@ -59,6 +59,9 @@ impl Daemon {
         let api = ApiConfig {
             listen: place.api_address(),
             token: None,
+            tokens: Default::default(),
+            socket: None,
+            tls: None,
         };
         Ok(Self {
             child: Mutex::new(child),

@@ -9,11 +9,13 @@
 //! aside under a name that says so; base is then rebuilt by a reconcile.
 
 pub mod base;
+pub mod cases;
 pub mod queue;
 pub mod records;
 mod schema;
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -113,6 +115,7 @@ impl Store {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(dir.join("sangam.lock"))
             .map_err(unusable)?;
         lock.try_lock()
@@ -126,7 +129,6 @@ impl Store {
             }
             other => other?,
         };
-        restrict(&path, 0o600).map_err(unusable)?;
         let epoch = conn.query_row(
             "INSERT INTO meta(k, v) VALUES('epoch', 1) ON CONFLICT(k) DO UPDATE SET v = v + 1 RETURNING v",
             [],

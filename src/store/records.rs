@@ -102,7 +102,25 @@ pub fn close_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<[u8;
     }
     c.prepare_cached("DELETE FROM open_conflicts WHERE conflict = ?")?
         .execute([id])?;
+    super::cases::forget(c, &id)?;
     Ok(Some(id))
+}
+
+/// Frees the documents that clash with a value that `other` held: it has changed since.
+pub fn free_waiting(c: &Connection, other: &Key) -> rusqlite::Result<()> {
+    let waits: bool = c
+        .prepare_cached("SELECT EXISTS(SELECT 1 FROM open_conflicts WHERE other = ?)")?
+        .query_row([other.as_bytes()], |r| r.get(0))?;
+    if waits {
+        for table in ["outbox", "inbox"] {
+            c.prepare_cached(&format!(
+                "UPDATE {table} SET held = NULL, reason = NULL, next_at = 0 WHERE held = 'conflict'
+                 AND key IN (SELECT key FROM open_conflicts WHERE other = ?)"
+            ))?
+            .execute([other.as_bytes()])?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether any conflict is open: as a rule none is, and that is one look for a whole batch.

@@ -1,5 +1,7 @@
 //! Tables of the state file, and how it is opened and checked.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,12 +46,32 @@ CREATE TABLE records(n INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, coll
 INSERT INTO meta(k, v) VALUES('seq', 0);
 ";
 
+/// Tables that came later; made in any file that lacks them.
+/// cases: what `resolve` must know of an open conflict. local, remote: `_id` of the document on that
+/// side; fields: names, NUL-separated; seen: version of both documents when last shown to a person.
+const LATER: &str = "
+CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
+  seen INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
+";
+
 /// A file whose existence asks for a full check at the next start.
 pub(super) fn suspect_mark(path: &Path) -> PathBuf {
     path.with_extension("db.suspect")
 }
 
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    // Made before SQLite opens it: its log takes over the mode.
+    let private = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path);
+    private.map_err(|source| StoreError::Directory {
+        path: path.to_owned(),
+        source,
+    })?;
     let mut conn = Connection::open(path)?;
     conn.busy_timeout(Duration::from_secs(5))?;
     // auto_vacuum must be set before the first table and journal_mode.
@@ -76,6 +98,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         }
     }
     check(&mut conn, suspect_mark(path).exists())?;
+    conn.execute_batch(LATER)?;
     Ok(conn)
 }
 

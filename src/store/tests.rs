@@ -255,6 +255,22 @@ async fn a_failed_call_changes_nothing_and_harms_no_other() {
     assert_eq!(store.get_meta::<i64>("y").await.unwrap(), Some(2));
 }
 
+#[tokio::test]
+async fn every_file_of_the_state_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.set_meta("x", 1).await.unwrap();
+    let mut seen = 0;
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let file = file.unwrap();
+        let mode = file.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{:?}", file.file_name());
+        seen += 1;
+    }
+    assert!(seen >= 3, "database, log, lock");
+}
+
 #[test]
 fn a_second_daemon_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -66,6 +66,7 @@ impl Settings {
             .set("control.file", &control)
             .set("api.listen", &format!("\"127.0.0.1:{port}\""))
             .set("log.level", "\"info,sangam=debug\"")
+            .mutated()
     }
 
     /// Sets one key, `section.key` or `key`, to a TOML value (strings in quotes).
@@ -74,6 +75,14 @@ impl Settings {
         let section = self.keys.entry(section.into()).or_default();
         section.insert(key.into(), value.into());
         self
+    }
+
+    /// `SANGAM_MUTATION=no_intent cargo test` takes one rule away everywhere: a test of it must fail.
+    fn mutated(self) -> Self {
+        match std::env::var("SANGAM_MUTATION") {
+            Ok(mutation) => self.env("SANGAM_MUTATION", &mutation),
+            Err(_) => self,
+        }
     }
 
     /// Leaves a key out.
@@ -97,6 +106,12 @@ impl Settings {
         self.set("api.token", &format!("{token:?}"))
     }
 
+    /// Listens on another port, where a test has several daemons.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self.set("api.listen", &format!("\"127.0.0.1:{port}\""))
+    }
+
     /// Names configuration, state and log files, where a test has several daemons.
     pub fn label(mut self, label: &str) -> Self {
         self.label = label.into();
@@ -104,6 +119,11 @@ impl Settings {
         let control = self.dir.join(format!("{label}-control"));
         self.set("state_dir", &format!("{state:?}"))
             .set("control.file", &format!("{control:?}"))
+    }
+
+    /// Where the API listens.
+    pub fn api_port(&self) -> u16 {
+        self.port
     }
 
     /// The configuration file's text.
@@ -257,6 +277,11 @@ impl Daemon {
     /// `POST` with a JSON body.
     pub async fn post(&self, path: &str, body: Value) -> Result<Answer, String> {
         self.ask("POST", path, Some(body)).await
+    }
+
+    /// `PUT` with a JSON body.
+    pub async fn put(&self, path: &str, body: Value) -> Result<Answer, String> {
+        self.ask("PUT", path, Some(body)).await
     }
 
     async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Result<Answer, String> {

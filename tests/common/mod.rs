@@ -7,7 +7,10 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part of this
 
 pub mod api;
+pub mod conflict;
 pub mod daemon;
+pub mod kit;
+pub mod odd;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

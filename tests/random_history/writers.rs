@@ -164,6 +164,10 @@ impl Writer {
 
     /// As an ORM saves: reads the document, changes one field, writes the whole of it.
     async fn save_whole(&mut self, key: &str, v: i64) -> Result<bool, Error> {
+        if self.rng.random_bool(0.15) {
+            // Long enough for the document to be synced and stamped: what is saved carries the stamp.
+            tokio::time::sleep(Duration::from_millis(800)).await;
+        }
         let Some(mut document) = self.c.find_one(doc! {"_id": key}).await? else {
             return Ok(false);
         };

@@ -1,0 +1,119 @@
+//! The API's description, made from the handlers.
+
+use axum::Json;
+use serde::Serialize;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi, ToSchema};
+
+/// An error.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Problem {
+    /// What is wrong, and what to do about it.
+    detail: String,
+    /// The new state of a conflict that changed since it was shown.
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conflict: Option<serde_json::Value>,
+}
+
+/// A conflict; documents and values as relaxed extended JSON.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Conflict {
+    #[serde(rename = "_id")]
+    id: String,
+    collection: String,
+    kind: crate::decide::Kind,
+    #[schema(value_type = Value)]
+    local_id: serde_json::Value,
+    #[schema(value_type = Value)]
+    remote_id: serde_json::Value,
+    /// The field in conflict; several with commas between.
+    field: Option<String>,
+    #[schema(value_type = Value)]
+    local_value: serde_json::Value,
+    #[schema(value_type = Value)]
+    remote_value: serde_json::Value,
+    timestamp: chrono::DateTime<chrono::Utc>,
+    resolved: bool,
+    resolution_strategy: Option<String>,
+    resolved_at: Option<chrono::DateTime<chrono::Utc>>,
+    resolved_by: Option<String>,
+    notes: Option<String>,
+    /// Tells states of the conflict apart; give it back with `resolve`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+}
+
+/// The settings in force.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SyncConfig {
+    auto_sync_enabled: bool,
+    sync_interval_minutes: f64,
+    conflict_resolution_strategy: String,
+    collections_to_sync: Vec<String>,
+    max_retries: u32,
+    batch_size: u32,
+    /// Settings that were changed over the API and go before the file.
+    changed_here: Vec<String>,
+}
+
+/// Settings to change; `null` goes back to the file's.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SyncConfigChange {
+    auto_sync_enabled: Option<bool>,
+    #[schema(minimum = 0.016_666_7, maximum = 1440)]
+    sync_interval_minutes: Option<f64>,
+    conflict_resolution_strategy: Option<crate::config::Policy>,
+    #[schema(min_items = 1, max_items = 1000)]
+    collections_to_sync: Option<Vec<String>>,
+    #[schema(minimum = 0, maximum = 1000)]
+    max_retries: Option<u32>,
+    #[schema(minimum = 1, maximum = 10000)]
+    batch_size: Option<u32>,
+}
+
+/// `{"success": true, "message": …}`
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Done {
+    success: bool,
+    message: String,
+}
+
+/// `{"status": …}`
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Health {
+    status: String,
+}
+
+struct Token;
+
+impl Modify for Token {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        api.components
+            .get_or_insert_default()
+            .add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Sangam", description = "Keeps a local MongoDB database and a remote one equal, both ways."),
+    paths(
+        super::sync, super::reconcile, super::pause, super::resume, super::status, super::network_status,
+        super::logs, super::queue, super::healthz, super::readyz,
+        super::settings::config, super::settings::set_config,
+        super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,
+        super::conflicts::resolve_many, super::conflicts::auto_resolve
+    ),
+    modifiers(&Token),
+    security(("token" = []))
+)]
+struct Api;
+
+pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Api::openapi())
+}

@@ -1,0 +1,88 @@
+//! Reading a batch's documents, within a limit of bytes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Item, Namespace, State};
+use crate::decide::Side;
+use crate::failure::Failure;
+use crate::key::{Id, Key};
+use crate::shared::Shared;
+use crate::side::Endpoint;
+
+/// Most bytes of documents that one side contributes to a batch.
+const BYTES: usize = 8 << 20;
+
+/// Reads what has to be known. Both sides at once, a collection after the other.
+pub(super) async fn read(
+    shared: &Arc<Shared>,
+    items: &mut [Item],
+    again: bool,
+) -> Result<(), Failure> {
+    let mut by_ns: HashMap<u32, Vec<usize>> = HashMap::new();
+    for (i, item) in items.iter_mut().enumerate() {
+        if item.state == State::Look {
+            item.remote_known = again || item.work.inbox.is_some() || item.work.intent.is_some();
+            by_ns.entry(item.ns.number).or_default().push(i);
+        }
+    }
+    let remote = shared.endpoint(Side::Remote)?;
+    for indexes in by_ns.into_values() {
+        let ns = items[indexes[0]].ns.clone();
+        let ids: Vec<Id> = indexes.iter().map(|i| items[*i].work.id.clone()).collect();
+        let known: Vec<bool> = indexes.iter().map(|i| items[*i].remote_known).collect();
+        let there: Vec<Id> = ids
+            .iter()
+            .zip(&known)
+            .filter(|(_, k)| **k)
+            .map(|(id, _)| id.clone())
+            .collect();
+        let local_read = read_some(&shared.local, &ns, &ids);
+        let remote_read = read_some(&remote, &ns, &there);
+        let (local, remote) = tokio::join!(local_read, remote_read);
+        if !there.is_empty() {
+            shared.note(Side::Remote, &remote);
+        }
+        let (mut local, locals) = local?;
+        let (mut remote, mut remotes) = remote?;
+        for (at, i) in indexes.into_iter().enumerate() {
+            let item = &mut items[i];
+            item.local = local.remove(&item.work.key);
+            item.remote = remote.remove(&item.work.key);
+            let read = at < locals && (!known[at] || remotes > 0);
+            remotes -= usize::from(known[at] && remotes > 0);
+            if !read {
+                // Large documents: the rest stays in the queue for the next batch.
+                item.state = State::Done;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the first documents of a list, as many as fit [`BYTES`]; the number that was asked for. A
+/// few are read first to learn how large they are.
+async fn read_some(
+    endpoint: &Arc<Endpoint>,
+    ns: &Namespace,
+    ids: &[Id],
+) -> Result<(HashMap<Key, Vec<u8>>, usize), Failure> {
+    const FIRST: usize = 16;
+    let mut found = HashMap::with_capacity(ids.len());
+    let (mut asked, mut bytes) = (0, 0);
+    while asked < ids.len() && (asked == 0 || bytes < BYTES) {
+        let fit = if asked == 0 {
+            FIRST
+        } else {
+            (BYTES - bytes) * asked / bytes.max(1)
+        };
+        let next = &ids[asked..ids.len().min(asked + fit.max(1))];
+        let some = endpoint
+            .read(&ns.db, &ns.coll, ns.number, next.iter())
+            .await?;
+        asked += next.len();
+        bytes += some.values().map(Vec::len).sum::<usize>();
+        found.extend(some);
+    }
+    Ok((found, asked))
+}
