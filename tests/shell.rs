@@ -236,8 +236,11 @@ fn term_stops_it_with_0_and_the_port_is_free_again() {
 #[test]
 fn a_second_daemon_on_the_address_is_told_so() {
     let first = Daemon::start(None);
+    let toml = std::fs::read_to_string(first.file("sangam.toml")).unwrap();
+    let own_state = toml.replace("/state\"", "/other-state\"");
+    std::fs::write(first.file("second.toml"), own_state).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_sangam"))
-        .arg("run")
+        .args(["--config", "second.toml", "run"])
         .current_dir(&first.folder)
         .env_clear()
         .output()
