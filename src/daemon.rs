@@ -252,8 +252,18 @@ async fn watch(handle: Handle) -> Result<(), Failure> {
             let (handle, first) = (handle.clone(), reconcile_pending(shared).await?);
             if !first {
                 tokio::spawn(async move {
-                    if let Err(error) = handle.sync(Trigger::Reconnect, &[]).await {
-                        tracing::debug!(%error, "run after reconnect");
+                    // Another run may still be on its way to notice that the link was gone.
+                    while handle.shared().link.is_online() {
+                        match handle.sync(Trigger::Reconnect, &[]).await {
+                            Err(CommandError::Busy) => {
+                                tokio::time::sleep(Duration::from_millis(100)).await;
+                            }
+                            Err(error) => {
+                                tracing::debug!(%error, "run after reconnect");
+                                break;
+                            }
+                            Ok(_) => break,
+                        }
                     }
                 });
             }

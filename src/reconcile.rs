@@ -6,7 +6,9 @@
 //! without a write; what differs goes into outbox and inbox, and the worker decides it. So "missing"
 //! is never read as "deleted" without a base (R11). The first sync is the same thing with no base.
 
-use std::collections::HashMap;
+mod vanished;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -300,6 +302,7 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
             coll,
             ns,
             seen: 0,
+            keys: Default::default(),
         };
         let mut from = None;
         loop {
@@ -312,6 +315,7 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
             }
         }
         done += pass.seen;
+        vanished::queue(shared, ns, pass.keys).await?;
     }
     Ok(done)
 }
@@ -325,6 +329,8 @@ struct Pass<'a> {
     ns: u32,
     /// Documents compared.
     seen: u64,
+    /// Their keys, as hashes: 8 bytes a document.
+    keys: HashSet<u64>,
 }
 
 type Pair = (Id, Option<Vec<u8>>, Option<Vec<u8>>);
@@ -403,6 +409,10 @@ impl Pass<'_> {
             return Ok(());
         }
         self.seen += pairs.len() as u64;
+        let keys = pairs
+            .iter()
+            .map(|(id, _, _)| vanished::hash(&Key::new(self.ns, id)));
+        self.keys.extend(keys);
         let ns = self.ns;
         let fields = self.settings.sync_fields.clone();
         let shared = self.shared.clone();

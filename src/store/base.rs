@@ -189,6 +189,24 @@ pub fn put_encoded(c: &Connection, key: &Key, encoded: Option<&[u8]>) -> rusqlit
     Ok(())
 }
 
+/// Keys and contents of a namespace in the order of their bytes, behind `after` (empty: from the
+/// first).
+pub fn keys_after(
+    c: &Connection,
+    ns: u32,
+    after: &[u8],
+    limit: u32,
+) -> rusqlite::Result<Vec<(Key, Option<Vec<u8>>)>> {
+    let first = ns.to_be_bytes().to_vec();
+    let end = (ns + 1).to_be_bytes().to_vec();
+    let after = if after.is_empty() { &first } else { after };
+    c.prepare_cached("SELECT key, body FROM base WHERE key > ? AND key < ? ORDER BY key LIMIT ?")?
+        .query_map(params![after, end, limit], |r| {
+            Ok((Key::from_bytes(r.get(0)?), decode(r.get_ref(1)?.as_blob()?)))
+        })?
+        .collect()
+}
+
 /// Number of documents in base.
 pub fn count(c: &Connection) -> rusqlite::Result<u64> {
     c.query_row("SELECT count(*) FROM base", [], |r| r.get(0))
