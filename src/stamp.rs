@@ -16,7 +16,7 @@ use crate::guard::{self, Verdict};
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
-use crate::shared::{Settings, Shared};
+use crate::shared::{Settings, Shared, lock};
 use crate::side::MAX_TIME;
 use crate::store::queue;
 use crate::store::{base, records};
@@ -140,18 +140,24 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
             }
         }
     }
-    let done = due.into_iter().filter(|d| !again.contains(&d.key));
-    let done: Vec<(Key, i64)> = done.map(|d| (d.key, d.request)).collect();
-    let count = done.len();
-    shared
-        .store
-        .call(move |c| {
-            done.iter()
-                .try_for_each(|(key, request)| records::drop_stamp(c, key, *request))
-        })
-        .await
-        .map_err(store_failed)?;
-    Ok(count)
+    let context = shared.clone();
+    let forgotten = shared.store.call(move |c| {
+        let mut count = 0;
+        for d in due.iter().filter(|d| !again.contains(&d.key)) {
+            // Whoever works on the document may have read it before it was called pending, and would
+            // leave it so: the request stays until that is over.
+            if d.status == Status::Pending
+                && (lock(&context.busy).contains(&d.key)
+                    || queue::get_row(c, Side::Local, &d.key)?.is_none())
+            {
+                continue;
+            }
+            records::drop_stamp(c, &d.key, d.request)?;
+            count += 1;
+        }
+        Ok(count)
+    });
+    forgotten.await.map_err(store_failed)
 }
 
 /// Stamps a chunk. The documents that were not as read any more: their stamp is still due.

@@ -206,8 +206,3 @@ pub fn keys_after(
         })?
         .collect()
 }
-
-/// Number of documents in base.
-pub fn count(c: &Connection) -> rusqlite::Result<u64> {
-    c.query_row("SELECT count(*) FROM base", [], |r| r.get(0))
-}
