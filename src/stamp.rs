@@ -152,6 +152,10 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
             {
                 continue;
             }
+            if d.status == Status::Pending {
+                // An echo would leave unseen, and the document would stay pending.
+                queue::forget_hint(c, Side::Local, &d.key)?;
+            }
             records::drop_stamp(c, &d.key, d.request)?;
             count += 1;
         }

@@ -328,6 +328,16 @@ pub fn remove(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result
     Ok(())
 }
 
+/// Forgets what the event of a row said, so that it is looked at and not taken for an echo.
+pub fn forget_hint(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<()> {
+    c.prepare_cached(&format!(
+        "UPDATE {} SET hint = NULL WHERE key = ? AND hint IS NOT NULL",
+        table(of)
+    ))?
+    .execute([key.as_bytes()])?;
+    Ok(())
+}
+
 /// Puts a row back for a later try, with a reason.
 pub fn defer(
     c: &Connection,
