@@ -1,7 +1,5 @@
 //! The sync fields that the app sees (section 4 of the design).
 
-#![allow(clippy::unwrap_used)]
-
 mod common;
 
 use common::{World, wait_until, yet};

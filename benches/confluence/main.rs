@@ -7,7 +7,6 @@
 #![allow(clippy::unwrap_used, reason = "the harness is that of the tests")]
 
 mod bare;
-#[allow(clippy::unwrap_used)] // it is the tests' harness
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod cost;
