@@ -105,6 +105,8 @@ pub async fn process(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failu
     for key in &keys {
         busy.remove(key);
     }
+    // It leaves alone what somebody works on.
+    shared.stamp.notify_one();
     outcome
 }
 

@@ -16,7 +16,7 @@ use crate::guard;
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
-use crate::shared::{Settings, Shared};
+use crate::shared::{Settings, Shared, lock};
 use crate::side::MAX_TIME;
 use crate::store::queue;
 use crate::store::{base, records};
@@ -134,16 +134,30 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
             }
         }
     }
-    let done: Vec<(Key, i64)> = due.into_iter().map(|d| (d.key, d.request)).collect();
+    let context = shared.clone();
     shared
         .store
         .call(move |c| {
-            done.iter()
-                .try_for_each(|(key, request)| records::drop_stamp(c, key, *request))
+            let mut busy = 0;
+            for d in due {
+                // Whoever works on the document may have read it before it was called pending, and
+                // would leave it so: the request stays until that is over.
+                if d.status == Status::Pending {
+                    if lock(&context.busy).contains(&d.key) {
+                        busy += 1;
+                        continue;
+                    }
+                    if queue::get_row(c, Side::Local, &d.key)?.is_none() {
+                        continue;
+                    }
+                }
+                records::drop_stamp(c, &d.key, d.request)?;
+            }
+            // A batch that ends wakes the stamper.
+            Ok(count - busy)
         })
         .await
-        .map_err(store_failed)?;
-    Ok(count)
+        .map_err(store_failed)
 }
 
 async fn write(

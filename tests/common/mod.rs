@@ -35,10 +35,11 @@ pub struct Servers {
 }
 
 impl Servers {
-    async fn start(dir: &Path) -> Self {
+    async fn start(dir: &Path, args: &[&str]) -> Self {
         let (local_dir, remote_dir) = (dir.join("local"), dir.join("remote"));
         let options = |set: &str| ServerOptions {
             set_name: Some(set.into()),
+            extra_args: args.iter().map(ToString::to_string).collect(),
             ..ServerOptions::default()
         };
         let (local, remote) = tokio::join!(
@@ -56,7 +57,7 @@ impl Servers {
 async fn shared_servers() -> &'static Servers {
     static SERVERS: OnceCell<Servers> = OnceCell::const_new();
     SERVERS
-        .get_or_init(|| async { Servers::start(&shared_dir()).await })
+        .get_or_init(|| async { Servers::start(&shared_dir(), &[]).await })
         .await
 }
 
@@ -103,8 +104,13 @@ impl World {
 
     /// A world on servers of its own, which the test may kill, suspend and restart.
     pub async fn with_own_servers(test: &str) -> Self {
+        Self::with_server_args(test, &[]).await
+    }
+
+    /// [`World::with_own_servers`] with further arguments for both servers.
+    pub async fn with_server_args(test: &str, args: &[&str]) -> Self {
         let dir = temp_dir();
-        let servers = Servers::start(dir.path()).await;
+        let servers = Servers::start(dir.path(), args).await;
         Self::on(test, Hold::Own(Box::new(servers)), dir).await
     }
 
