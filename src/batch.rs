@@ -198,6 +198,7 @@ async fn decide_all(
             updated_at: &settings.config.fields.updated_at,
             skew_ms: shared.skew_ms(),
             first_sync: false,
+            fields: settings.config.sync.rules.get(&item.ns.coll),
         };
         let mut decision = decide::decide(view, rules);
         if shared.failpoints.mutated("lww_silent")

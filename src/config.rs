@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::rules::FieldRules;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,8 @@ pub struct SyncConfig {
     pub on_drop: OnDrop,
     /// Policy by collection.
     pub per_collection: BTreeMap<String, Policy>,
+    /// Rules for single fields, by collection.
+    pub rules: BTreeMap<String, FieldRules>,
 }
 
 /// What settles a clash on one field that both sides changed.

@@ -4,29 +4,24 @@
 //! on disk. Starting waits for the local server for as long as it takes, and needs no remote.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::{
-    CommandError, NetworkStatus, Queue, QueueEntry, RunStatus, Status, SyncRun, Trigger,
-};
+use crate::command::{CommandError, Trigger};
 use crate::config::Config;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
+use crate::handle::Handle;
 use crate::overrides::Overrides;
 use crate::retry::Retry;
 use crate::settle::store_failed;
-use crate::shared::{Shared, lock};
+use crate::shared::Shared;
 use crate::side::Endpoint;
-use crate::store::{self, Store, StoreError, queue, records};
-use crate::{
-    conflicts, disk, halt, identity, probe, pull, reconcile, recorder, ruling, runs, stamp, tail,
-    worker,
-};
+use crate::store::{Store, StoreError, records};
+use crate::{disk, halt, identity, probe, pull, reconcile, recorder, ruling, stamp, tail, worker};
 
 /// Why the daemon could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -106,10 +101,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
     Ok(Daemon {
-        handle: Handle {
-            shared: Arc::new(shared),
-            ready: Arc::default(),
-        },
+        handle: Handle::new(Arc::new(shared)),
     })
 }
 
@@ -128,7 +120,7 @@ impl Daemon {
 
     /// Runs until the token is cancelled or something ends that should not.
     pub async fn run_until(self, cancel: CancellationToken) -> Result<(), DaemonError> {
-        let shared = self.handle.shared.clone();
+        let shared = self.handle.shared().clone();
         let inner = shared.cancel.clone();
         let _guard = inner.clone().drop_guard();
         tokio::select! {
@@ -243,13 +235,10 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
 /// Small things that follow the link: waiting edits look pending offline, and a link that comes back
 /// is a sync run of its own.
 async fn watch(handle: Handle) -> Result<(), Failure> {
-    let shared = &handle.shared;
+    let shared = handle.shared();
     let mut link = shared.link.subscribe();
     let mut was_offline = false;
     loop {
-        handle
-            .ready
-            .store(shared.streams_open(Side::Local), Ordering::Relaxed);
         let online = link.borrow_and_update().is_online();
         if !online && !was_offline && shared.settings().config.sync.stamp_documents {
             shared
@@ -280,7 +269,8 @@ async fn watch(handle: Handle) -> Result<(), Failure> {
     }
 }
 
-async fn reconcile_pending(shared: &Shared) -> Result<bool, Failure> {
+/// Whether any database waits to be compared.
+pub(crate) async fn reconcile_pending(shared: &Shared) -> Result<bool, Failure> {
     let pending = shared.store.call(|c| {
         c.query_row(
             "SELECT EXISTS(SELECT 1 FROM meta WHERE k LIKE 'reconcile:%')",
@@ -289,380 +279,4 @@ async fn reconcile_pending(shared: &Shared) -> Result<bool, Failure> {
         )
     });
     pending.await.map_err(store_failed)
-}
-
-/// A running daemon, as the API, the control file and the signals see it. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    shared: Arc<Shared>,
-    ready: Arc<AtomicBool>,
-}
-
-impl From<Failure> for CommandError {
-    fn from(failure: Failure) -> Self {
-        match failure.class {
-            Class::Offline(_) => Self::Offline(failure.to_string()),
-            _ => Self::Failed(failure.to_string()),
-        }
-    }
-}
-
-impl From<StoreError> for CommandError {
-    fn from(e: StoreError) -> Self {
-        Self::Failed(e.to_string())
-    }
-}
-
-fn time(ms: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp_millis(ms).unwrap_or_default()
-}
-
-impl Handle {
-    /// What all tasks share.
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    /// Sends and fetches everything now and waits until it is done; the run's counts. The work goes
-    /// on if the caller stops waiting.
-    pub async fn sync(
-        &self,
-        trigger: Trigger,
-        collections: &[String],
-    ) -> Result<SyncRun, CommandError> {
-        let (handle, collections) = (self.clone(), collections.to_vec());
-        let task = tokio::spawn(async move { handle.sync_now(trigger, collections).await });
-        task.await
-            .map_err(|e| CommandError::Failed(e.to_string()))?
-    }
-
-    async fn sync_now(
-        &self,
-        trigger: Trigger,
-        collections: Vec<String>,
-    ) -> Result<SyncRun, CommandError> {
-        let shared = &self.shared;
-        let settings = shared.settings();
-        let config = &settings.config;
-        if config.remote_uri.is_none() {
-            return Err(CommandError::NotConfigured);
-        }
-        if shared.paused.load(Ordering::Relaxed) {
-            return Err(CommandError::BadRequest(
-                "syncing is paused; run `sangam resume` first".into(),
-            ));
-        }
-        let mut only = Vec::new();
-        for name in &collections {
-            let (db, coll) = config
-                .databases
-                .iter()
-                .find_map(|db| {
-                    name.strip_prefix(&format!("{db}."))
-                        .map(|c| (db.clone(), c))
-                })
-                .unwrap_or((config.databases[0].clone(), name));
-            if !settings.is_synced(&db, coll) {
-                return Err(CommandError::BadRequest(format!(
-                    "{name} is not among the collections that are synced"
-                )));
-            }
-            only.push(shared.store.namespace(&db, coll).await?);
-        }
-        self.wait_online().await?;
-        let Some(before) = shared.runs.begin(trigger, collections) else {
-            return Err(CommandError::Busy);
-        };
-        let outcome = self.everything(&only, before).await;
-        if let Err(failure) = &outcome {
-            shared.runs.error(failure.to_string());
-        }
-        let status = if outcome.is_ok() {
-            RunStatus::Completed
-        } else {
-            RunStatus::Failed
-        };
-        let Some(run) = shared.runs.end(status) else {
-            return Err(CommandError::Failed("the run was lost".into()));
-        };
-        let record = run.clone();
-        shared.store.call(move |c| runs::record(c, &record)).await?;
-        outcome.map_err(CommandError::from)?;
-        Ok(run)
-    }
-
-    async fn everything(&self, only: &[u32], before: Option<SyncRun>) -> Result<(), Failure> {
-        let shared = &self.shared;
-        shared
-            .store
-            .call(move |c| {
-                if let Some(run) = &before {
-                    runs::record(c, run)?;
-                }
-                queue::retry_all(c)
-            })
-            .await
-            .map_err(store_failed)?;
-        let patience = Duration::from_secs(10);
-        // The first sync comes before everything else.
-        let began = tokio::time::Instant::now();
-        while !shared.streams_open(Side::Local) && began.elapsed() < patience {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        if shared.follows() {
-            let (local, remote) = tokio::join!(
-                tail::catch_up(shared, Side::Local, patience),
-                tail::catch_up(shared, Side::Remote, patience)
-            );
-            if !local || !remote {
-                shared.runs.error(
-                    "the change streams are behind; what they have not seen yet follows by itself"
-                        .into(),
-                );
-            }
-        } else {
-            tail::catch_up(shared, Side::Local, patience).await;
-            pull::pull(shared, true).await?;
-        }
-        if reconcile_pending(shared).await? {
-            reconcile::settle_asked(shared).await?;
-        }
-        let seq = shared
-            .store
-            .call(queue::last_seq)
-            .await
-            .map_err(store_failed)?;
-        reconcile::drained(shared, seq, only).await
-    }
-
-    async fn wait_online(&self) -> Result<(), CommandError> {
-        let shared = &self.shared;
-        let limit = shared.settings().config.probe.timeout * 2 + Duration::from_secs(1);
-        let online = async {
-            // A probe that has failed since has the last word.
-            let mut link = shared.link.subscribe();
-            loop {
-                let now = link.borrow_and_update().clone();
-                match now.state {
-                    crate::link::State::Online => return Ok(()),
-                    crate::link::State::Offline { .. } => return Err(now.reason),
-                    _ => {}
-                }
-                if link.changed().await.is_err() {
-                    return Err(None);
-                }
-            }
-        };
-        match tokio::time::timeout(limit, online).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(reason)) => Err(CommandError::Offline(
-                reason.unwrap_or(Reason::Offline).message().into(),
-            )),
-            Err(_) => Err(CommandError::Offline(Reason::Timeout.message().into())),
-        }
-    }
-
-    /// How things are.
-    pub async fn status(&self) -> Result<Status, CommandError> {
-        let shared = &self.shared;
-        let settings = shared.settings();
-        let (outbox, inbox, open, total, completed) = shared
-            .store
-            .call(|c| {
-                Ok((
-                    queue::counts(c, Side::Local)?,
-                    queue::counts(c, Side::Remote)?,
-                    records::count_open(c)?,
-                    store::get_meta::<i64>(c, "conflicts_total")?.unwrap_or(0),
-                    store::get_meta::<i64>(c, "runs_completed")?.unwrap_or(0),
-                ))
-            })
-            .await?;
-        let halted = lock(&shared.halted).len() as u64;
-        let link = shared.link.snapshot();
-        let last = shared.runs.last();
-        let oldest = [outbox.oldest, inbox.oldest].into_iter().flatten().min();
-        let mut notices: Vec<(String, String)> =
-            lock(&shared.notices).clone().into_iter().collect();
-        notices.sort();
-        Ok(Status {
-            last_sync_time: last.as_ref().and_then(|r| r.end_time),
-            last_sync_status: last.as_ref().map(|r| r.status),
-            last_sync_duration: last.as_ref().map(|r| r.duration_seconds),
-            total_syncs_completed: u64::try_from(completed).unwrap_or(0),
-            total_conflicts: u64::try_from(total).unwrap_or(0),
-            unresolved_conflicts: open + halted,
-            pending_documents: outbox.all,
-            pending_inbox: inbox.all,
-            held_documents: outbox.conflict + outbox.failed + inbox.conflict + inbox.failed,
-            failed_documents: outbox.failed + inbox.failed,
-            is_online: link.is_online(),
-            is_syncing: shared.in_flight.load(Ordering::Relaxed) > 0 || shared.runs.is_owned(),
-            is_configured: settings.config.remote_uri.is_some(),
-            is_paused: shared.paused.load(Ordering::Relaxed),
-            is_capturing: self.is_capturing(),
-            is_following: shared.follows() && shared.streams_open(Side::Remote),
-            link: link.status(),
-            lag_seconds: oldest.map_or(0.0, |at| {
-                ((Utc::now().timestamp_millis() - at).max(0) as f64) / 1000.0
-            }),
-            oldest_unsynced: oldest.map(time),
-            clock_skew: shared.remote().map(|_| shared.skew_ms()),
-            progress: lock(&shared.progress).clone(),
-            notices: notices.into_iter().map(|(_, text)| text).collect(),
-            databases: settings.config.databases.clone(),
-            site: settings.config.site.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-        })
-    }
-
-    /// The link in the replaced service's words.
-    pub fn network_status(&self) -> NetworkStatus {
-        let link = self.shared.link.snapshot();
-        NetworkStatus {
-            is_running: true,
-            is_online: link.is_online(),
-            last_check: link.last_check,
-            check_interval_seconds: self.shared.settings().config.probe.interval.as_secs_f64(),
-        }
-    }
-
-    /// The last `limit` sync runs, newest first.
-    pub async fn logs(&self, limit: i64) -> Result<Vec<SyncRun>, CommandError> {
-        // The newest ones may still be on their way into the database.
-        let mut indexed = true;
-        recorder::flush(&self.shared, &mut indexed).await?;
-        Ok(recorder::logs(&self.shared, limit).await?)
-    }
-
-    /// The oldest `limit` waiting documents.
-    pub async fn queue(&self, limit: u32) -> Result<Queue, CommandError> {
-        let shared = &self.shared;
-        let settings = shared.settings();
-        let (listed, outbox, inbox) = shared
-            .store
-            .call(move |c| {
-                Ok((
-                    queue::list(c, limit)?,
-                    queue::counts(c, Side::Local)?.all,
-                    queue::counts(c, Side::Remote)?.all,
-                ))
-            })
-            .await?;
-        let mut entries: Vec<QueueEntry> = listed
-            .into_iter()
-            .map(|(side, key, id, at, held, reason)| {
-                let (db, coll) = shared.store.namespace_name(key.ns()).unwrap_or_default();
-                QueueEntry {
-                    queue: queue::table(side).into(),
-                    collection: settings.display(&db, &coll),
-                    id: conflicts::id_json(&id),
-                    since: time(at),
-                    state: held.unwrap_or_else(|| "waiting".into()),
-                    reason,
-                }
-            })
-            .collect();
-        entries.sort_by_key(|e| e.since);
-        entries.truncate(limit as usize);
-        Ok(Queue {
-            outbox,
-            inbox,
-            entries,
-        })
-    }
-
-    /// Stops sending and applying until `resume`; survives a restart.
-    pub async fn pause(&self) -> Result<(), CommandError> {
-        self.set_paused(true).await
-    }
-
-    /// Undoes `pause`.
-    pub async fn resume(&self) -> Result<(), CommandError> {
-        self.set_paused(false).await
-    }
-
-    async fn set_paused(&self, paused: bool) -> Result<(), CommandError> {
-        self.shared.store.set_meta("paused", paused).await?;
-        self.shared.paused.store(paused, Ordering::Relaxed);
-        self.shared.wake.notify_one();
-        tracing::info!("{}", if paused { "paused" } else { "resumed" });
-        Ok(())
-    }
-
-    /// Compares both sides whole against base and mends what differs.
-    pub async fn reconcile(&self) -> Result<SyncRun, CommandError> {
-        let handle = self.clone();
-        let task = tokio::spawn(async move {
-            let shared = &handle.shared;
-            if shared.settings().config.remote_uri.is_none() {
-                return Err(CommandError::NotConfigured);
-            }
-            handle.wait_online().await?;
-            if shared.runs.is_owned() {
-                return Err(CommandError::Busy);
-            }
-            let mut asked = Vec::new();
-            for db in &shared.settings().config.databases {
-                reconcile::ask(shared, db, "asked for").await?;
-                asked.push((db.clone(), "asked for".to_owned()));
-            }
-            Ok(reconcile::reconcile(shared, Trigger::Manual, &asked).await?)
-        });
-        task.await
-            .map_err(|e| CommandError::Failed(e.to_string()))?
-    }
-
-    /// Takes a new configuration; what can't change while running (databases, state_dir, URIs) is an error.
-    pub async fn reload(&self, config: Config) -> Result<(), CommandError> {
-        use secrecy::ExposeSecret as _;
-        let now = self.shared.settings();
-        let same = |a: &Option<secrecy::SecretString>, b: &Option<secrecy::SecretString>| {
-            a.as_ref().map(|s| s.expose_secret().to_owned())
-                == b.as_ref().map(|s| s.expose_secret().to_owned())
-        };
-        let fixed = [
-            ("database", now.config.databases == config.databases),
-            ("state_dir", now.config.state_dir == config.state_dir),
-            (
-                "local.uri",
-                now.config.local_uri.expose_secret() == config.local_uri.expose_secret(),
-            ),
-            (
-                "remote.uri",
-                same(&now.config.remote_uri, &config.remote_uri),
-            ),
-            ("fields", now.config.fields == config.fields),
-            (
-                "sync.stamp_documents",
-                now.config.sync.stamp_documents == config.sync.stamp_documents,
-            ),
-        ];
-        if let Some((name, _)) = fixed.into_iter().find(|(_, same)| !same) {
-            return Err(CommandError::BadRequest(format!(
-                "{name} can't change while the daemon runs; restart it"
-            )));
-        }
-        let newly_synced = now.config.sync.collections != config.sync.collections
-            || now.config.sync.exclude != config.sync.exclude;
-        self.shared.set_config(config);
-        if newly_synced {
-            for db in &now.config.databases {
-                reconcile::ask(&self.shared, db, "collections changed").await?;
-            }
-        }
-        self.shared.wake.notify_one();
-        self.shared.reconcile.notify_one();
-        Ok(())
-    }
-
-    /// Whether local changes are being captured (`/readyz`, `READY=1`).
-    pub fn is_capturing(&self) -> bool {
-        self.shared.streams_open(Side::Local)
-    }
-
-    /// Whether the event loops are alive (`/healthz`, `WATCHDOG=1`).
-    pub fn is_alive(&self) -> bool {
-        !self.shared.cancel.is_cancelled()
-    }
 }

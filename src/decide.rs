@@ -6,6 +6,7 @@
 use crate::config::Policy;
 use crate::content::{self, Diff};
 use crate::raw::{self, Element};
+use crate::rules::{self, Combined, FieldRules, Three};
 
 /// One of the two databases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -57,6 +58,8 @@ pub struct Rules<'a> {
     pub skew_ms: i64,
     /// Neither side has ever been synced: the newer `updatedAt` wins even under `manual`.
     pub first_sync: bool,
+    /// Rules of the collection for single fields.
+    pub fields: Option<&'a FieldRules>,
 }
 
 /// Kind of a conflict, as recorded.
@@ -188,7 +191,7 @@ fn both_exist(local: &[u8], base: Option<&[u8]>, remote: &[u8], rules: Rules<'_>
         Kind::InsertInsert
     };
     let winner = winner(local, remote, rules);
-    let Some(merge) = Merge::new(base, local, remote, rules.updated_at) else {
+    let Some(merge) = Merge::new(base, local, remote, rules) else {
         // Duplicate names or bytes that can't be walked: the documents are compared whole.
         let clash = Clash {
             kind,
@@ -252,6 +255,8 @@ pub struct Merge<'a> {
     ours: Diff<'a>,
     /// Names that both sides changed differently, `updatedAt` left out.
     clashing: Vec<&'a [u8]>,
+    /// What rules made of fields that both sides changed.
+    combined: Vec<(&'a [u8], Combined)>,
     updated_at: Option<Side>,
     updated_at_name: &'a [u8],
 }
@@ -262,9 +267,10 @@ impl<'a> Merge<'a> {
         base: Option<&'a [u8]>,
         local: &'a [u8],
         remote: &'a [u8],
-        updated_at: &'a str,
+        rules: Rules<'a>,
     ) -> Option<Self> {
         const NOTHING: &[u8] = &[5, 0, 0, 0, 0];
+        let has_base = base.is_some();
         let base = base.unwrap_or(NOTHING);
         if [base, local, remote]
             .into_iter()
@@ -276,8 +282,9 @@ impl<'a> Merge<'a> {
             content::diff(base, local).ok()?,
             content::diff(base, remote).ok()?,
         );
-        let updated_at_name = updated_at.as_bytes();
+        let updated_at_name = rules.updated_at.as_bytes();
         let mut clashing = Vec::new();
+        let mut combined = Vec::new();
         let mut later = None;
         for name in local_names(&ours) {
             if !theirs.names().any(|n| n == name) || content::agree_on(local, remote, [name]) {
@@ -291,13 +298,27 @@ impl<'a> Merge<'a> {
                 } else {
                     Side::Remote
                 });
-            } else {
-                clashing.push(name);
+                continue;
+            }
+            let rule = rules
+                .fields
+                .and_then(|fields| fields.get(std::str::from_utf8(name).ok()?));
+            let three = Three {
+                local: raw::get(local, name),
+                base: raw::get(base, name),
+                remote: raw::get(remote, name),
+                has_base,
+                newest: newest(local, remote, rules),
+            };
+            match rule.and_then(|rule| rules::combine(*rule, three)) {
+                Some(value) => combined.push((name, value)),
+                None => clashing.push(name),
             }
         }
         Some(Self {
             ours,
             clashing,
+            combined,
             updated_at: later,
             updated_at_name,
         })
@@ -311,12 +332,20 @@ impl<'a> Merge<'a> {
             .collect()
     }
 
+    fn combined(&self, name: &[u8]) -> Option<&Combined> {
+        let found = self.combined.iter().find(|(n, _)| *n == name);
+        found.map(|(_, combined)| combined)
+    }
+
     /// The merged content: the remote's, with what the local side changed; `winner` decides the
     /// fields in conflict.
     pub fn merged(&self, remote: &[u8], winner: Side) -> Vec<u8> {
         let keep_ours = |name: &[u8]| {
             if name == self.updated_at_name && self.updated_at.is_some() {
                 return self.updated_at == Some(Side::Local);
+            }
+            if let Some(Combined::Of(side)) = self.combined(name) {
+                return *side == Side::Local;
             }
             winner == Side::Local || !self.clashing.contains(&name)
         };
@@ -329,7 +358,9 @@ impl<'a> Merge<'a> {
                 .iter()
                 .find(|(n, _)| n.name == r.name)
                 .filter(|_| keep_ours(r.name));
-            if let Some((n, _)) = ours {
+            if let Some(Combined::New(kind, value)) = self.combined(r.name) {
+                w.value(r.name, *kind, value);
+            } else if let Some((n, _)) = ours {
                 w.whole(n.whole);
             } else if !(self.ours.unset.iter().any(|u| u.name == r.name) && keep_ours(r.name)) {
                 w.whole(r.whole);

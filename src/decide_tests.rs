@@ -10,6 +10,7 @@ fn rules(policy: Policy) -> Rules<'static> {
         updated_at: "updatedAt",
         skew_ms: 0,
         first_sync: false,
+        fields: None,
     }
 }
 

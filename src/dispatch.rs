@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::command::{Command, CommandError, RunStatus, Status, SyncRun, Trigger};
 use crate::config::Config;
-use crate::daemon::Handle;
+use crate::handle::Handle;
 use crate::words;
 
 /// What came of a command.

@@ -7,7 +7,7 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::daemon::Handle;
+use crate::handle::Handle;
 use crate::words;
 
 const TICK: Duration = Duration::from_millis(500);

@@ -17,6 +17,7 @@ use crate::command::{Progress, RunStatus, SyncRun, Trigger};
 use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
+use crate::gone;
 use crate::key::{Id, Key};
 use crate::raw::Writer;
 use crate::runs;
@@ -300,6 +301,7 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
             coll,
             ns,
             seen: 0,
+            known: 0,
         };
         let mut from = None;
         loop {
@@ -311,6 +313,7 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
                 None => break,
             }
         }
+        gone::forget(shared, (db, coll), ns, pass.known).await?;
         done += pass.seen;
     }
     Ok(done)
@@ -325,6 +328,8 @@ struct Pass<'a> {
     ns: u32,
     /// Documents compared.
     seen: u64,
+    /// Those of them that base knew.
+    known: u64,
 }
 
 type Pair = (Id, Option<Vec<u8>>, Option<Vec<u8>>);
@@ -406,7 +411,8 @@ impl Pass<'_> {
         let ns = self.ns;
         let fields = self.settings.sync_fields.clone();
         let shared = self.shared.clone();
-        let any = self.shared.store.call(move |c| {
+        let stored = self.shared.store.call(move |c| {
+            let mut known = 0;
             let mut changed = [Vec::new(), Vec::new()];
             let now = Utc::now().timestamp_millis();
             for (id, local, remote) in pairs {
@@ -414,6 +420,7 @@ impl Pass<'_> {
                 let local = local.as_deref().map(|d| strip(d, &fields));
                 let remote = remote.as_deref().map(|d| strip(d, &fields));
                 let (base, _) = base::get(c, &key)?;
+                known += u64::from(base.is_some());
                 if local == base.as_deref().map(std::borrow::Cow::Borrowed) && local == remote {
                     continue;
                 }
@@ -442,9 +449,11 @@ impl Pass<'_> {
             }
             queue::enqueue(c, Side::Local, &changed[0], now)?;
             queue::enqueue(c, Side::Remote, &changed[1], now)?;
-            Ok(!(changed[0].is_empty() && changed[1].is_empty()))
+            Ok((!(changed[0].is_empty() && changed[1].is_empty()), known))
         });
-        if any.await.map_err(store_failed)? {
+        let (any, known) = stored.await.map_err(store_failed)?;
+        self.known += known;
+        if any {
             self.shared.wake.notify_one();
         }
         Ok(())

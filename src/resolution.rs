@@ -237,8 +237,7 @@ impl Case<'_> {
             (None, Some(_)) if value.is_none() => return Ok(self.keep_remote()),
             _ => return Err(unfit("one side has no document that could take the value")),
         };
-        let Some(merge) = Merge::new(m.base.as_deref(), local, remote, self.rules.updated_at)
-        else {
+        let Some(merge) = Merge::new(m.base.as_deref(), local, remote, self.rules) else {
             return Err(unfit(
                 "these documents can't be merged by field (a name comes twice); choose keep_local or keep_remote",
             ));

@@ -32,6 +32,7 @@ fn rules() -> Rules<'static> {
         updated_at: "updatedAt",
         skew_ms: 0,
         first_sync: false,
+        fields: None,
     }
 }
 

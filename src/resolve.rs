@@ -105,6 +105,7 @@ impl Sight {
                 updated_at: &settings.config.fields.updated_at,
                 skew_ms,
                 first_sync: false,
+                fields: settings.config.sync.rules.get(&self.ns.1),
             },
         }
     }

@@ -4,7 +4,7 @@
 //! whole document as read, so that an edit that came in between never looks synced. Documents with
 //! duplicate names are left alone: no pipeline can carry them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::content::{has_duplicates, strip};
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
-use crate::guard;
+use crate::guard::{self, Verdict};
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
@@ -33,7 +33,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         tokio::select! {
             () = shared.cancel.cancelled() => return Ok(()),
             () = shared.stamp.notified() => {}
-            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
         let began = tokio::time::Instant::now();
         while shared.in_flight.load(Ordering::Relaxed) > 1
@@ -115,7 +115,7 @@ fn due(c: &rusqlite::Connection) -> rusqlite::Result<Vec<Due>> {
 async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
     let settings = shared.settings();
     let due = shared.store.call(due).await.map_err(store_failed)?;
-    let count = due.len();
+    let mut again: HashSet<Key> = HashSet::new();
     if settings.config.sync.stamp_documents {
         let mut by_ns: HashMap<u32, Vec<&Due>> = HashMap::new();
         for d in &due {
@@ -130,43 +130,40 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
                 .read(&db, &coll, ns, due.iter().map(|d| &d.id))
                 .await?;
             for chunk in due.chunks(BATCH as usize) {
-                write(shared, &settings, (&db, &coll), chunk, &docs).await?;
+                again.extend(write(shared, &settings, (&db, &coll), chunk, &docs).await?);
             }
         }
     }
-    let context = shared.clone();
+    let (context, count) = (shared.clone(), due.len());
     shared
         .store
         .call(move |c| {
-            let mut busy = 0;
+            let mut left = 0;
             for d in due {
                 // Whoever works on the document may have read it before it was called pending, and
                 // would leave it so: the request stays until that is over.
-                if d.status == Status::Pending {
-                    if lock(&context.busy).contains(&d.key) {
-                        busy += 1;
-                        continue;
-                    }
-                    if queue::get_row(c, Side::Local, &d.key)?.is_none() {
-                        continue;
-                    }
+                let pending = d.status == Status::Pending;
+                if again.contains(&d.key) || pending && lock(&context.busy).contains(&d.key) {
+                    left += 1;
+                } else if !pending || queue::get_row(c, Side::Local, &d.key)?.is_some() {
+                    records::drop_stamp(c, &d.key, d.request)?;
                 }
-                records::drop_stamp(c, &d.key, d.request)?;
             }
             // A batch that ends wakes the stamper.
-            Ok(count - busy)
+            Ok(count - left)
         })
         .await
         .map_err(store_failed)
 }
 
+/// Stamps a chunk. The documents that were not as read any more: their stamp is still due.
 async fn write(
     shared: &Shared,
     settings: &Settings,
     (db, coll): (&str, &str),
     due: &[&Due],
     docs: &HashMap<Key, Vec<u8>>,
-) -> Result<(), Failure> {
+) -> Result<Vec<Key>, Failure> {
     let fields = &settings.config.fields;
     let mut w = Writer::new();
     w.str("update", coll).bool("ordered", false);
@@ -174,8 +171,10 @@ async fn write(
         "maxTimeMS",
         i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"),
     );
+    // The next look reads what a majority has: it must not miss this stamp.
+    w.open("writeConcern").str("w", "majority").close();
     w.open_array("updates");
-    let mut n = 0;
+    let mut stamped = Vec::new();
     for d in due {
         let Some(doc) = docs.get(&d.key) else {
             continue;
@@ -190,7 +189,7 @@ async fn write(
         if current || stale || has_duplicates(doc) {
             continue;
         }
-        w.open(index_name(n));
+        w.open(index_name(stamped.len()));
         w.open("q")
             .open("_id")
             .value("$eq", d.id.kind, &d.id.value)
@@ -223,20 +222,27 @@ async fn write(
         w.close();
         // `$replaceWith`, its stage, the pipeline, the statement.
         w.close().close().close().close();
-        n += 1;
+        stamped.push(d.key.clone());
     }
     w.close();
-    if n == 0 {
-        return Ok(());
+    let mut again = Vec::new();
+    if stamped.is_empty() {
+        return Ok(again);
     }
     let reply = shared.local.run(db, w.command()).await?;
-    if let Ok(errors) = reply.get_array("writeErrors") {
-        // A validator of the app's own may refuse the sync fields; the content is unharmed.
-        tracing::debug!(
-            coll,
-            errors = errors.len(),
-            "some documents could not be stamped"
-        );
+    for error in reply.get_array("writeErrors").into_iter().flatten() {
+        let Some(error) = error.as_document() else {
+            continue;
+        };
+        let index = error
+            .get_i32("index")
+            .ok()
+            .and_then(|i| usize::try_from(i).ok());
+        match (guard::verdict_of(error), index.and_then(|i| stamped.get(i))) {
+            (Verdict::Modified, Some(key)) => again.push(key.clone()),
+            // A validator of the app's own may refuse the sync fields; the content is unharmed.
+            _ => tracing::debug!(coll, "a document could not be stamped"),
+        }
     }
-    Ok(())
+    Ok(again)
 }

@@ -257,6 +257,7 @@ fn put_back(
         updated_at: &settings.config.fields.updated_at,
         skew_ms: 0,
         first_sync: false,
+        fields: None,
     };
     // What the discarded version had changed goes back; what it had not stays as it is now.
     let before = was
@@ -265,7 +266,7 @@ fn put_back(
         .or(was.result.as_ref().and_then(Option::as_ref));
     let merged = match (before, now) {
         (Some(before), Some(now)) => {
-            Merge::new(Some(before), old, now, rules.updated_at).map(|m| m.merged(now, Side::Local))
+            Merge::new(Some(before), old, now, rules).map(|m| m.merged(now, Side::Local))
         }
         _ => None,
     };

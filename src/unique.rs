@@ -272,6 +272,7 @@ impl Knot<'_> {
             updated_at: &self.settings.config.fields.updated_at,
             skew_ms: self.shared.skew_ms(),
             first_sync: false,
+            fields: self.settings.config.sync.rules.get(self.coll),
         };
         let replaces = match self.side {
             Side::Remote => Target::Local,

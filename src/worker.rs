@@ -14,7 +14,7 @@ use crate::batch;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::retry::Retry;
-use crate::shared::{Shared, lock};
+use crate::shared::{Settings, Shared, lock};
 use crate::store::queue::{self, Claim, Work};
 
 /// Most batches in flight; enough to hide a round trip of 100 ms at full batches.
@@ -25,6 +25,9 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Longest pause after a batch that failed for another reason than the link.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Up to so many rows echoes are looked for while offline; in a long queue a few don't matter.
+const FEW: u64 = 5000;
 
 /// Where a queue is to be read on.
 struct Queue {
@@ -60,6 +63,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 () = shared.wake.notified() => {}
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
+            drop_echoes(&shared).await?;
             queues = start();
             continue;
         }
@@ -132,15 +136,7 @@ async fn claim(
         if q.at_end {
             continue;
         }
-        let what = Claim {
-            of: q.of,
-            after: q.after,
-            limit: settings.config.sync.batch_size,
-            now: Utc::now().timestamp_millis(),
-            only: vec![],
-            never: lock(&shared.halted).clone(),
-            sync_fields: settings.sync_fields.clone(),
-        };
+        let what = what(shared, &settings, q, settings.config.sync.batch_size);
         let context = shared.clone();
         let claimed = shared
             .store
@@ -161,4 +157,36 @@ async fn claim(
         }
     }
     Ok(None)
+}
+
+fn what(shared: &Shared, settings: &Settings, queue: &Queue, limit: usize) -> Claim {
+    Claim {
+        of: queue.of,
+        after: queue.after,
+        limit,
+        now: Utc::now().timestamp_millis(),
+        only: vec![],
+        never: lock(&shared.halted).clone(),
+        sync_fields: settings.sync_fields.clone(),
+    }
+}
+
+/// While nothing may be moved, the events of what was moved before still arrive: they don't wait
+/// for anything and shall not be counted as if they did.
+async fn drop_echoes(shared: &Arc<Shared>) -> Result<(), Failure> {
+    let settings = shared.settings();
+    let queued = shared
+        .store
+        .call(|c| Ok(queue::counts(c, Side::Local)?.all + queue::counts(c, Side::Remote)?.all));
+    if queued.await.map_err(crate::settle::store_failed)? > FEW {
+        return Ok(());
+    }
+    for queue in start() {
+        let (what, context) = (what(shared, &settings, &queue, 0), shared.clone());
+        let dropped = shared
+            .store
+            .call(move |c| queue::claim(c, &what, &mut lock(&context.busy)));
+        dropped.await.map_err(crate::settle::store_failed)?;
+    }
+    Ok(())
 }

@@ -61,7 +61,7 @@ fn a_bad_value_names_file_line_key_and_remedy() {
         ),
         (
             "[probe]\ninterval = \"99999d\"",
-            &["line 3", "must be from 1s to 1d"],
+            &["line 3", "must be from 100ms to 1d"],
         ),
         ("[sync]\nmass_delete_percent = 300", &["from 0 to 100"]),
         (

@@ -26,8 +26,9 @@ async fn abort_at(world: &World, point: &str, change: impl AsyncFnOnce()) {
     let armed = world
         .settings()
         .env("SANGAM_FAILPOINT", &format!("{point}:1"));
-    let mut daemon = world.start_with(armed).await;
+    // The event is there before the daemon: it may die before it says that it is ready.
     change().await;
+    let mut daemon = Daemon::spawn(world, armed);
     let ended = daemon.wait_exit().await;
     assert_eq!(ended.signal(), Some(6), "{point} aborts: {ended}");
 }

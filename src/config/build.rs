@@ -14,6 +14,7 @@ use super::{
     PullConfig, QueueConfig, RetryConfig, SyncConfig,
 };
 use crate::api::Role;
+use crate::rules::{FieldRule, FieldRules};
 
 /// From checked values to the configuration; what is left to check is what concerns two keys.
 pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
@@ -272,6 +273,21 @@ impl Reader<'_> {
             .collect()
     }
 
+    fn rules(&self) -> BTreeMap<String, FieldRules> {
+        let mut rules: BTreeMap<String, FieldRules> = BTreeMap::new();
+        for (path, setting) in &self.settings.values {
+            if let ([sync, section, collection, field], Value::Text(name)) =
+                (path.as_slice(), &setting.value)
+                && (sync.as_str(), section.as_str()) == ("sync", "rules")
+                && let Some(rule) = FieldRule::named(name)
+            {
+                let of_collection = rules.entry(collection.clone()).or_default();
+                of_collection.insert(field.clone(), rule);
+            }
+        }
+        rules
+    }
+
     fn sync(&self) -> SyncConfig {
         let per_collection = self.settings.values.iter().filter_map(|(path, setting)| {
             match (path.as_slice(), &setting.value) {
@@ -299,6 +315,7 @@ impl Reader<'_> {
                 _ => OnDrop::Hold,
             },
             per_collection: per_collection.collect(),
+            rules: self.rules(),
         }
     }
 }

@@ -138,6 +138,10 @@ pub(super) static KEYS: &[Key] = &[
         ],
         Kind::OneOf(POLICIES),
     ),
+    key(
+        &["sync", "rules", "*", "*"],
+        Kind::OneOf(crate::rules::NAMES),
+    ),
     key(&["unique_fields", "*"], Kind::Fields),
     key(&["fields", "updated_at"], Kind::Field),
     key(&["fields", "synced_at"], Kind::Field),

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::decide::Side;
-use crate::key::Key;
+use crate::key::{Id, Key};
 
 /// Below this a body is kept plain: zstd's frame would eat the gain.
 const PLAIN_BELOW: usize = 96;
@@ -157,6 +157,44 @@ pub fn put(
 pub fn clear_echoes(c: &Connection) -> rusqlite::Result<()> {
     c.execute("UPDATE base SET echo = 0 WHERE echo <> 0", [])?;
     Ok(())
+}
+
+/// Bounds of a namespace's keys: from the first on, below the second.
+fn bounds(ns: u32) -> ([u8; 4], [u8; 4]) {
+    (ns.to_be_bytes(), ns.saturating_add(1).to_be_bytes())
+}
+
+/// Number of documents of a namespace in base.
+pub fn count_of(c: &Connection, ns: u32) -> rusqlite::Result<u64> {
+    let (first, end) = bounds(ns);
+    c.prepare_cached("SELECT count(*) FROM base WHERE key >= ? AND key < ?")?
+        .query_row([first, end], |r| r.get(0))
+}
+
+/// Some documents of a namespace in base, in the order of their keys, behind `after`.
+pub fn some_of(
+    c: &Connection,
+    ns: u32,
+    after: Option<&Key>,
+    limit: usize,
+) -> rusqlite::Result<Vec<(Key, Id)>> {
+    let (first, end) = bounds(ns);
+    let after = after.map_or(&first[..], Key::as_bytes);
+    let mut rows = c.prepare_cached(
+        "SELECT key, body FROM base WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
+    )?;
+    let rows = rows.query_map(params![after, end, limit], |r| {
+        let body = decode(r.get_ref(1)?.as_blob()?);
+        Ok((Key::from_bytes(r.get(0)?), body.and_then(|b| Id::of(&b))))
+    })?;
+    let mut found = Vec::new();
+    for row in rows {
+        // A damaged row has no `_id` to look for; it reads as no base anyway.
+        if let (key, Some(id)) = row? {
+            found.push((key, id));
+        }
+    }
+    Ok(found)
 }
 
 /// Number of documents in base.

@@ -209,7 +209,7 @@ pub struct Claim {
     pub of: Side,
     /// Start behind this position.
     pub after: i64,
-    /// Most keys.
+    /// Most keys; with 0, echoes are dropped and nothing is claimed.
     pub limit: usize,
     /// ms since 1970; rows due later are passed over.
     pub now: i64,
@@ -238,7 +238,7 @@ pub fn claim(
     ))?;
     let mut rows = rows.query(params![at, i64::try_from(budget).unwrap_or(i64::MAX)])?;
     while let Some(r) = rows.next()? {
-        if works.len() >= what.limit {
+        if what.limit > 0 && works.len() >= what.limit {
             return Ok((works, Some(at)));
         }
         budget -= 1;
@@ -277,6 +277,9 @@ pub fn claim(
                 c.prepare_cached("UPDATE base SET echo = echo & ~? WHERE key = ?")?
                     .execute(params![base::echo_bit(what.of), key.as_bytes()])?;
             }
+            continue;
+        }
+        if what.limit == 0 {
             continue;
         }
         let id = Id::from_bytes(r.get_ref(2)?.as_blob()?);

@@ -7,6 +7,7 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its own part of this
 
 pub mod api;
+pub mod conflict;
 pub mod daemon;
 pub mod kit;
 pub mod odd;
