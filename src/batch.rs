@@ -6,6 +6,7 @@
 
 mod read;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::raw;
 use crate::retry::delay_of_attempt;
 use crate::settle::{self, Settlement};
 use crate::shared::{Settings, Shared, lock};
-use crate::store::base::Intent;
+use crate::store::base::{Intent, digest};
 use crate::store::queue::Work;
 
 /// Looks at a batch before what is left of it goes back to the queue.
@@ -84,10 +85,19 @@ impl Planned {
                 .collect();
             (!names.is_empty()).then_some(names)
         };
+        let digest = match (&self.write.expect, &self.write.new) {
+            (None, Some(new)) if self.base_after == self.write.new => Some(digest(new)),
+            _ => None,
+        };
+        let unless_told = |body: &Option<Vec<u8>>| match digest {
+            Some(_) => None,
+            None => body.clone(),
+        };
         Intent {
             side: self.side,
-            new: self.write.new.clone(),
-            base_after: self.base_after.clone(),
+            new: unless_told(&self.write.new),
+            digest,
+            base_after: unless_told(&self.base_after),
             fields: self.form.fields().and_then(telling),
             epoch,
         }
@@ -249,7 +259,7 @@ fn settle_intent(
     item: &mut Item,
     settlements: &mut Vec<Settlement>,
 ) -> bool {
-    let Some(intent) = item.work.intent.take() else {
+    let Some(mut intent) = item.work.intent.take() else {
         return true;
     };
     let actual = match intent.side {
@@ -258,6 +268,9 @@ fn settle_intent(
     };
     let actual = actual.map(|d| strip(d, &settings.sync_fields));
     if landed(&intent, actual.as_deref()) {
+        if intent.digest.is_some() {
+            intent.base_after = actual.map(Cow::into_owned);
+        }
         item.work.base = intent.base_after.clone();
         settlements.push(Settlement::Landed {
             work: item.work.clone(),
@@ -285,6 +298,9 @@ fn settle_intent(
 /// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
 /// have changed further ones.
 pub(crate) fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
+    if let Some(wanted) = &intent.digest {
+        return actual.is_some_and(|a| digest(a) == *wanted);
+    }
     if actual == intent.new.as_deref() {
         return true;
     }
@@ -398,6 +414,8 @@ async fn write_all(
             .map(|p| (p.write.clone(), p.form.clone()))
             .collect();
         let stamp = shared.stamp_for(settings, side);
+        let created = group.iter().filter(|p| p.form == Form::Insert);
+        shared.echoes.sent(side, created.map(|p| &p.write.key));
         let outcome = guard::write(
             &endpoint,
             (&ns.db, &ns.coll),

@@ -241,11 +241,9 @@ async fn watch(handle: Handle) -> Result<(), Failure> {
     loop {
         let online = link.borrow_and_update().is_online();
         if !online && !was_offline && shared.settings().config.sync.stamp_documents {
-            shared
-                .store
-                .call(records::stamp_outbox)
-                .await
-                .map_err(store_failed)?;
+            // In parts: the store serves others too, and there may be a million.
+            let some = |c: &_| records::stamp_outbox(c, 5000);
+            while shared.store.call(some).await.map_err(store_failed)? {}
             shared.stamp.notify_one();
         }
         if online && was_offline {

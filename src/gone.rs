@@ -59,7 +59,7 @@ pub(crate) async fn forget(
                     || queue::get_row(c, Side::Remote, key)?.is_some()
                     || base::get_intent(c, key)?.is_some();
                 if !at_work {
-                    base::put(c, key, None, 0, 3)?;
+                    base::put(c, key, None)?;
                 }
             }
             Ok(())

@@ -41,6 +41,7 @@ pub mod decide;
 pub mod demo;
 pub mod disk;
 pub mod dispatch;
+pub mod echo;
 pub mod exact;
 pub mod failpoint;
 pub mod failure;

@@ -161,7 +161,7 @@ impl Pass<'_> {
             for (key, _, record) in &kept {
                 match record {
                     Some((id, fields)) => records::put_record(c, "conflict_logs", id, fields)?,
-                    None => base::put(c, key, None, 0, 3)?,
+                    None => base::put(c, key, None)?,
                 }
             }
             let keys: Vec<(Key, Id)> = kept.into_iter().map(|(key, id, _)| (key, id)).collect();

@@ -419,7 +419,7 @@ impl Pass<'_> {
                 let key = Key::new(ns, &id);
                 let local = local.as_deref().map(|d| strip(d, &fields));
                 let remote = remote.as_deref().map(|d| strip(d, &fields));
-                let (base, _) = base::get(c, &key)?;
+                let base = base::get(c, &key)?;
                 known += u64::from(base.is_some());
                 if local == base.as_deref().map(std::borrow::Cow::Borrowed) && local == remote {
                     continue;
@@ -433,7 +433,7 @@ impl Pass<'_> {
                     && queue::get_row(c, Side::Remote, &key)?.is_none()
                     && base::get_intent(c, &key)?.is_none();
                 if untouched && local == remote {
-                    base::put(c, &key, local.as_deref(), 0, 3)?;
+                    base::put(c, &key, local.as_deref())?;
                     continue;
                 }
                 let base = base.as_deref();

@@ -170,7 +170,7 @@ pub async fn look(
     let keys: Vec<Key> = all.iter().map(of).collect();
     let bases = shared.store.call(move |c| {
         keys.iter()
-            .map(|k| Ok(base::get(c, k)?.0))
+            .map(|k| base::get(c, k))
             .collect::<rusqlite::Result<Vec<_>>>()
     });
     let bases = bases.await?;

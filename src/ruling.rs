@@ -290,7 +290,7 @@ async fn step_done(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<(), Fail
     shared
         .store
         .call(move |c| {
-            base::put(c, &step.key, step.base_after.as_deref(), 0, 3)?;
+            base::put(c, &step.key, step.base_after.as_deref())?;
             base::drop_intent(c, &step.key)?;
             put(c, &kept)
         })
@@ -391,6 +391,7 @@ fn intent_of(step: &Step, form: &Form, (epoch, settings): (i64, &Settings)) -> I
         Some(names.collect::<Vec<_>>()).filter(|names| !names.is_empty())
     };
     Intent {
+        digest: None,
         side: step.side,
         new: step.new.clone(),
         base_after: step.base_after.clone(),

@@ -14,7 +14,7 @@ use crate::guard::{Form, Verdict};
 use crate::key::Key;
 use crate::retry::delay_of_attempt;
 use crate::shared::{Settings, Shared};
-use crate::store::base::{self, Intent, echo_bit};
+use crate::store::base::{self, Intent};
 use crate::store::queue::{self, Change, Row, Work};
 use crate::store::records;
 
@@ -62,6 +62,7 @@ pub(crate) async fn commit(
         .store
         .call(move |c| {
             let mut new_conflicts = Vec::new();
+            let any_open = records::any_open(c)?;
             for settlement in &settlements {
                 match settlement {
                     Settlement::Agreed {
@@ -71,7 +72,7 @@ pub(crate) async fn commit(
                         stamp,
                     } => {
                         if let Some(content) = base {
-                            base::put(c, &work.key, content.as_deref(), 0, 0)?;
+                            base::put(c, &work.key, content.as_deref())?;
                         }
                         if !*close && records::open_conflict(c, &work.key)?.is_some() {
                             // Only a look at both sides can tell that the conflict is over.
@@ -83,7 +84,7 @@ pub(crate) async fn commit(
                             queue::enqueue(c, Side::Remote, &[change], now)?;
                         }
                         remove_rows(c, work, no_seq)?;
-                        if *close {
+                        if *close && any_open {
                             conflicts::close_if_open(c, &work.key)?;
                         }
                         if *stamp {
@@ -96,7 +97,7 @@ pub(crate) async fn commit(
                         }
                     }
                     Settlement::Landed { work, intent } => {
-                        base::put(c, &work.key, intent.base_after.as_deref(), 0, 3)?;
+                        base::put(c, &work.key, intent.base_after.as_deref())?;
                         base::drop_intent(c, &work.key)?;
                         // Nobody knows which events of it are still owed, nor whether the stamp was lost.
                         records::put_stamp(c, &work.key, &work.id)?;
@@ -166,7 +167,7 @@ pub(crate) async fn put_intents(
         .call(move |c| {
             for (key, intent) in &intents {
                 if base_first {
-                    base::put(c, key, intent.base_after.as_deref(), 0, 3)?;
+                    base::put(c, key, intent.base_after.as_deref())?;
                 }
                 if !no_intent {
                     base::put_intent(c, key, intent)?;
@@ -183,8 +184,21 @@ struct Settled {
     work: Work,
     planned: Planned,
     verdict: Verdict,
+    /// Somebody else's insert was taken for the echo of this one, which failed.
+    missed: bool,
     overruled: Option<Found>,
     rejected: Option<Found>,
+}
+
+impl Settled {
+    /// A change that asks for a look at the document.
+    fn look(&self) -> Change {
+        Change {
+            key: self.planned.write.key.clone(),
+            id: self.work.id.clone(),
+            hint: None,
+        }
+    }
 }
 
 /// Stores what became of the writes of one side and collection, and moves the items on.
@@ -240,10 +254,15 @@ pub(crate) async fn verdicts(
                 }
             }
         };
+        let missed = planned.form == Form::Insert
+            && shared
+                .echoes
+                .settled(planned.side, &planned.write.key, verdict == Verdict::Done);
         settled.push(Settled {
             work: item.work.clone(),
             planned,
             verdict,
+            missed,
             overruled,
             rejected: refused,
         });
@@ -265,25 +284,24 @@ pub(crate) async fn verdicts(
         .call(move |c| {
             let mut rows = Vec::with_capacity(settled.len());
             let mut conflicts = Vec::new();
+            let any_open = records::any_open(c)?;
             for s in &settled {
                 rows.push(None);
                 let key = &s.planned.write.key;
+                if s.missed {
+                    let now = Utc::now().timestamp_millis();
+                    queue::enqueue(c, s.planned.side, &[s.look()], now)?;
+                }
                 match &s.verdict {
                     Verdict::Done => {
                         done(c, s, strategy, stamping, no_seq)?;
+                        if s.planned.last && any_open {
+                            conflicts::close_if_open(c, key)?;
+                        }
                         conflicts.extend(s.overruled.as_ref().map(|f| f.collection.clone()));
                         if !s.planned.last {
-                            let change = Change {
-                                key: key.clone(),
-                                id: s.work.id.clone(),
-                                hint: None,
-                            };
-                            queue::enqueue(
-                                c,
-                                Side::Remote,
-                                &[change],
-                                Utc::now().timestamp_millis(),
-                            )?;
+                            let now = Utc::now().timestamp_millis();
+                            queue::enqueue(c, Side::Remote, &[s.look()], now)?;
                             *rows.last_mut().expect("pushed above") =
                                 queue::get_row(c, Side::Remote, key)?;
                         }
@@ -323,29 +341,13 @@ fn done(
 ) -> rusqlite::Result<()> {
     let p = &s.planned;
     let key = &p.write.key;
-    // The insert event of our own create is still to come; an event of that side that was looked at
-    // takes the debt away.
-    let created = matches!(p.form, Form::Insert | Form::Create);
-    let bit = echo_bit(p.side);
-    let looked = if s.work.inbox.is_some() {
-        echo_bit(Side::Remote)
-    } else {
-        0
-    };
-    base::put(
-        c,
-        key,
-        p.base_after.as_deref(),
-        if created { bit } else { 0 },
-        bit | looked,
-    )?;
+    base::put(c, key, p.base_after.as_deref())?;
     base::drop_intent(c, key)?;
     if let Some(found) = &s.overruled {
         conflicts::settled_by_policy(c, found, strategy, p.write.new.as_deref())?;
     }
     if p.last {
         remove_rows(c, &s.work, no_seq)?;
-        conflicts::close_if_open(c, key)?;
         if stamping && p.side == Side::Remote {
             records::put_stamp(c, key, &s.work.id)?;
         }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::command::Progress;
 use crate::config::{Config, Policy};
 use crate::decide::Side;
+use crate::echo::Echoes;
 use crate::failpoint::Failpoints;
 use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub stamp: Notify,
     /// Keys that a batch is working on: never two writes for one document.
     pub busy: Mutex<HashSet<Key>>,
+    /// Insert events of our own that are still to come.
+    pub echoes: Echoes,
     /// Keys that were worked on since a reconcile's look began; `None` while none runs.
     pub touched: Mutex<Option<HashSet<Key>>>,
     /// Keys whose last write may still land (R4).
@@ -203,6 +206,7 @@ impl Shared {
             reconcile: Notify::new(),
             stamp: Notify::new(),
             busy: Mutex::default(),
+            echoes: Echoes::default(),
             touched: Mutex::default(),
             late: Mutex::default(),
             in_flight: AtomicUsize::new(0),

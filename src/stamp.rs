@@ -24,7 +24,7 @@ use crate::store::{base, records};
 /// Documents stamped in one command.
 const BATCH: u32 = 1000;
 
-/// Longest wait for the traffic to pause.
+/// Longest wait for the traffic to pause, before each command.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs until the daemon ends.
@@ -35,14 +35,9 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = shared.stamp.notified() => {}
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
-        let began = tokio::time::Instant::now();
-        while shared.in_flight.load(Ordering::Relaxed) > 1
-            && began.elapsed() < PATIENCE
-            && !shared.cancel.is_cancelled()
-        {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
         loop {
+            // Between any two commands, or a long drain would share the server with its stamps.
+            pause_in_traffic(&shared).await;
             match stamp_some(&shared).await {
                 Ok(0) => break,
                 Ok(_) => {}
@@ -53,6 +48,17 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 }
             }
         }
+    }
+}
+
+/// Waits until few documents move, but not for ever.
+async fn pause_in_traffic(shared: &Shared) {
+    let began = tokio::time::Instant::now();
+    while shared.in_flight.load(Ordering::Relaxed) > 1
+        && began.elapsed() < PATIENCE
+        && !shared.cancel.is_cancelled()
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -100,7 +106,7 @@ fn due(c: &rusqlite::Connection) -> rusqlite::Result<Vec<Due>> {
             _ if outbox.is_some() => Status::Pending,
             _ => Status::Synced(Side::Local),
         };
-        let base = base::get(c, &key)?.0;
+        let base = base::get(c, &key)?;
         all.push(Due {
             key,
             id,
@@ -229,7 +235,20 @@ async fn write(
     if stamped.is_empty() {
         return Ok(again);
     }
-    let reply = shared.local.run(db, w.command()).await?;
+    let reply = match shared.local.run(db, w.command()).await {
+        // Not allowed, say: the next command fares no better, and the content is unharmed.
+        Err(failure) if failure.class == Class::Rejected => {
+            shared.notice(
+                "stamps",
+                Some(format!(
+                    "the sync fields of local documents can't be written: {failure}"
+                )),
+            );
+            return Ok(again);
+        }
+        reply => reply?,
+    };
+    shared.notice("stamps", None);
     for error in reply.get_array("writeErrors").into_iter().flatten() {
         let Some(error) = error.as_document() else {
             continue;

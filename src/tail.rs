@@ -23,7 +23,7 @@ use crate::settle::store_failed;
 use crate::shared::{OWN_COLLECTIONS, Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
-use crate::store::{self, base, records};
+use crate::store::{self, records};
 
 /// Largest update description that travels with an event, in bytes; larger ones mean "look".
 const DESCRIPTION_BYTES: i32 = 2048;
@@ -132,12 +132,12 @@ async fn lose_history(
         .store
         .call(move |c| {
             c.execute("DELETE FROM meta WHERE k = ? OR k = ?", [&token, &seen])?;
-            // Insert events that we were owed may be among the lost ones.
-            base::clear_echoes(c)?;
             store::set_meta(c, &flag, why)
         })
         .await
         .map_err(|e| Failure::fatal(e.to_string()))?;
+    // Insert events that we were owed may be among the lost ones.
+    shared.echoes.forget(side);
     shared.reconcile.notify_one();
     Ok(())
 }
@@ -221,6 +221,7 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
         .map_err(|e| endpoint.failure(&e))?;
     let mut stream = stream.with_type::<RawDocumentBuf>();
     if fresh.is_some() {
+        shared.echoes.forget(side);
         // Saved at once: a crash before the first event must not skip what happens meanwhile.
         save_token(shared, side, db, stream.resume_token()).await?;
     }
@@ -317,6 +318,7 @@ enum Event {
         coll: String,
         id: Id,
         hint: Option<Vec<u8>>,
+        created: bool,
     },
     Halt {
         coll: Option<String>,
@@ -347,7 +349,6 @@ fn parse(event: &RawDocument, settings: &crate::shared::Settings, db: &str) -> E
                 return Event::Nothing;
             };
             let hint = match kind {
-                "insert" => Some(b"i".to_vec()),
                 "delete" => Some(b"d".to_vec()),
                 "update" => match event.get_document("updateDescription") {
                     Ok(d) if queue::only_sync_fields(d.as_bytes(), &settings.sync_fields) => {
@@ -362,6 +363,7 @@ fn parse(event: &RawDocument, settings: &crate::shared::Settings, db: &str) -> E
                 coll: coll.to_owned(),
                 id,
                 hint,
+                created: kind == "insert",
             }
         }
         "drop" | "rename" => match coll.filter(|c| settings.is_synced(db, c)) {
@@ -404,7 +406,12 @@ async fn commit(
     let mut numbers = std::collections::HashMap::new();
     for event in &events {
         match parse(event, &settings, db) {
-            Event::Change { coll, id, hint } => {
+            Event::Change {
+                coll,
+                id,
+                hint,
+                created,
+            } => {
                 let ns = match numbers.get(&coll) {
                     Some(n) => *n,
                     None => {
@@ -413,11 +420,10 @@ async fn commit(
                         n
                     }
                 };
-                changes.push(Change {
-                    key: Key::new(ns, &id),
-                    id,
-                    hint,
-                });
+                let key = Key::new(ns, &id);
+                if !(created && shared.echoes.arrived(side, &key)) {
+                    changes.push(Change { key, id, hint });
+                }
             }
             Event::Halt { coll, what } => {
                 crate::halt::halt(shared, side, db, coll.as_deref(), &what).await?

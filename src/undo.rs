@@ -149,7 +149,7 @@ async fn one(
     let key = was.key.clone();
     let known = shared
         .store
-        .call(move |c| Ok((base::get(c, &key)?.0, records::open_conflict(c, &key)?)));
+        .call(move |c| Ok((base::get(c, &key)?, records::open_conflict(c, &key)?)));
     let (base, open) = known.await?;
     if let Some(open) = open {
         return Err(CommandError::Refused(format!(

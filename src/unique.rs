@@ -244,11 +244,7 @@ impl Knot<'_> {
                 queue::get_row(c, Side::Local, &k)?,
                 queue::get_row(c, Side::Remote, &k)?,
             );
-            Ok((
-                base::get(c, &k)?.0,
-                rows,
-                base::get_intent(c, &k)?.is_some(),
-            ))
+            Ok((base::get(c, &k)?, rows, base::get_intent(c, &k)?.is_some()))
         });
         let (base, (outbox, inbox), undecided) = stored.await.map_err(store_failed)?;
         if undecided {
@@ -347,6 +343,7 @@ impl Knot<'_> {
                         side,
                         base_after: new.clone(),
                         new,
+                        digest: None,
                         fields: None,
                         epoch,
                     },
@@ -414,7 +411,7 @@ impl Knot<'_> {
 fn written(c: &rusqlite::Connection, chain: &[Member], stamping: bool) -> rusqlite::Result<()> {
     for m in chain {
         let key = &m.write.key;
-        base::put(c, key, m.write.new.as_deref(), 0, 3)?;
+        base::put(c, key, m.write.new.as_deref())?;
         base::drop_intent(c, key)?;
         for (side, row) in [(Side::Local, &m.work.outbox), (Side::Remote, &m.work.inbox)] {
             if let Some(row) = row {

@@ -173,7 +173,7 @@ fn every_error_has_its_status_and_a_detail() {
         (
             200,
             json!({"autoSyncEnabled": true, "syncIntervalMinutes": 1, "conflictResolutionStrategy": "manual",
-                   "collectionsToSync": ["*"], "maxRetries": 3, "batchSize": 1000})
+                   "collectionsToSync": ["*"], "maxRetries": 3, "batchSize": 1000, "changedHere": []})
         )
     );
 }
@@ -233,17 +233,39 @@ fn term_stops_it_with_0_and_the_port_is_free_again() {
     assert!(TcpListener::bind(daemon.address).is_ok());
 }
 
+fn second(folder: &std::path::Path, state: Option<&str>) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sangam"));
+    command.arg("run").current_dir(folder).env_clear();
+    if let Some(state) = state {
+        let old = std::fs::read_to_string(folder.join("sangam.toml")).unwrap();
+        let new = old.replace("/state", state);
+        assert_ne!(old, new, "the configuration names its state");
+        std::fs::write(folder.join("second.toml"), new).unwrap();
+        command.args(["--config", "second.toml"]);
+    }
+    let output = command.output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn a_second_daemon_on_the_state_is_told_so() {
+    let first = Daemon::start(None);
+    let (code, stderr) = second(first.folder.path(), None);
+    assert_eq!(code, Some(78), "{stderr}");
+    assert!(
+        stderr.contains("another sangam already works in"),
+        "{stderr}"
+    );
+}
+
 #[test]
 fn a_second_daemon_on_the_address_is_told_so() {
     let first = Daemon::start(None);
-    let output = Command::new(env!("CARGO_BIN_EXE_sangam"))
-        .arg("run")
-        .current_dir(&first.folder)
-        .env_clear()
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let (code, stderr) = second(first.folder.path(), Some("/other-state"));
+    assert_eq!(code, Some(1), "{stderr}");
     assert!(
         stderr.contains("perhaps another sangam") && stderr.contains("api.listen"),
         "{stderr}"

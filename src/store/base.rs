@@ -1,5 +1,7 @@
 //! Base and intents: what both sides agreed on, and writes that may have happened.
 
+use std::cell::RefCell;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::decide::Side;
@@ -8,21 +10,46 @@ use crate::key::{Id, Key};
 /// Below this a body is kept plain: zstd's frame would eat the gain.
 const PLAIN_BELOW: usize = 96;
 
+/// A content kept plain; the marker of its stored form.
+const PLAIN: u8 = 0;
+/// A content kept compressed.
+const ZSTD: u8 = 1;
+/// Only the digest of a content.
+const DIGEST: u8 = 2;
+
+/// 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
+const LARGEST: u64 = 17 << 20;
+
+thread_local! {
+    // Making a context costs more than all the rest for a document of a few hundred bytes.
+    static PACKER: RefCell<Option<zstd::bulk::Compressor<'static>>> =
+        RefCell::new(zstd::bulk::Compressor::new(1).ok());
+    static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+        RefCell::new(zstd::bulk::Decompressor::new().ok());
+}
+
 /// A content as the store keeps it: marker, checksum, bytes (zstd from 96 bytes on).
 pub fn encode(content: &[u8]) -> Vec<u8> {
-    let sum = xxhash_rust::xxh3::xxh3_64(content).to_le_bytes();
     let packed = if content.len() < PLAIN_BELOW {
         None
     } else {
-        zstd::bulk::compress(content, 1).ok()
+        PACKER.with_borrow_mut(|p| p.as_mut()?.compress(content).ok())
     };
-    let (marker, bytes) = match &packed {
-        Some(p) if p.len() < content.len() => (1, p.as_slice()),
-        _ => (0, content),
-    };
+    match &packed {
+        Some(p) if p.len() < content.len() => stored(ZSTD, content, p),
+        _ => encode_plain(content),
+    }
+}
+
+/// The same without compression, for what is gone again in a moment.
+fn encode_plain(content: &[u8]) -> Vec<u8> {
+    stored(PLAIN, content, content)
+}
+
+fn stored(marker: u8, content: &[u8], bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len() + 9);
     out.push(marker);
-    out.extend_from_slice(&sum);
+    out.extend_from_slice(&xxhash_rust::xxh3::xxh3_64(content).to_le_bytes());
     out.extend_from_slice(bytes);
     out
 }
@@ -31,21 +58,21 @@ pub fn encode(content: &[u8]) -> Vec<u8> {
 pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
     let (marker, rest) = stored.split_first()?;
     let (sum, bytes) = rest.split_at_checked(8)?;
-    // 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
-    let content = if *marker == 1 {
-        zstd::bulk::decompress(bytes, 17 << 20).ok()?
-    } else {
-        bytes.to_vec()
+    let content = match *marker {
+        ZSTD => {
+            let size = zstd::zstd_safe::get_frame_content_size(bytes).ok()??;
+            let size = usize::try_from(Some(size).filter(|s| *s <= LARGEST)?).ok()?;
+            UNPACKER.with_borrow_mut(|u| u.as_mut()?.decompress(bytes, size).ok())?
+        }
+        PLAIN => bytes.to_vec(),
+        _ => return None,
     };
     (xxhash_rust::xxh3::xxh3_64(&content).to_le_bytes() == *sum).then_some(content)
 }
 
-/// Bit of `base.echo` for that side's stream.
-pub fn echo_bit(side: Side) -> i64 {
-    match side {
-        Side::Local => 1,
-        Side::Remote => 2,
-    }
+/// Tells contents apart without keeping them.
+pub fn digest(content: &[u8]) -> [u8; 32] {
+    *blake3::hash(content).as_bytes()
 }
 
 /// A write that was about to be sent (R3).
@@ -53,8 +80,11 @@ pub fn echo_bit(side: Side) -> i64 {
 pub struct Intent {
     /// Where it was written.
     pub side: Side,
-    /// The content written; `None` is a deletion.
+    /// The content written; `None` is a deletion, unless there is a `digest`.
     pub new: Option<Vec<u8>>,
+    /// Of a create, the digest is enough: if it happened, the document there is the content, and
+    /// base becomes it.
+    pub digest: Option<[u8; 32]>,
     /// What base becomes if it happened.
     pub base_after: Option<Vec<u8>>,
     /// Names of the fields it set or removed, when it was sent by field; NUL-separated.
@@ -73,6 +103,10 @@ fn side_number(side: Side) -> i64 {
 /// Stores an intent, replacing one that was decided.
 pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Result<()> {
     let after_is_new = intent.base_after == intent.new;
+    let new = match &intent.digest {
+        Some(digest) => Some([[DIGEST].as_slice(), digest].concat()),
+        None => intent.new.as_deref().map(encode_plain),
+    };
     let fields = intent.fields.as_ref().map(|f| f.join(&0));
     c.prepare_cached(
         "INSERT OR REPLACE INTO intents(key, side, new, base_after, after_is_new, fields, epoch) VALUES(?,?,?,?,?,?,?)",
@@ -80,8 +114,8 @@ pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Resul
     .execute(params![
         key.as_bytes(),
         side_number(intent.side),
-        intent.new.as_deref().map(encode),
-        if after_is_new { None } else { intent.base_after.as_deref().map(encode) },
+        new,
+        if after_is_new { None } else { intent.base_after.as_deref().map(encode_plain) },
         after_is_new,
         fields,
         intent.epoch
@@ -98,6 +132,10 @@ pub fn get_intent(c: &Connection, key: &Key) -> rusqlite::Result<Option<Intent>>
         let body = |i: usize| -> rusqlite::Result<Option<Vec<u8>>> {
             Ok(r.get_ref(i)?.as_blob_or_null()?.and_then(decode))
         };
+        let digest = match r.get_ref(1)?.as_blob_or_null()? {
+            Some([DIGEST, digest @ ..]) => digest.try_into().ok(),
+            _ => None,
+        };
         let new = body(1)?;
         let base_after = if r.get(3)? { new.clone() } else { body(2)? };
         let fields: Option<Vec<u8>> = r.get(4)?;
@@ -108,6 +146,7 @@ pub fn get_intent(c: &Connection, key: &Key) -> rusqlite::Result<Option<Intent>>
                 Side::Remote
             },
             new,
+            digest,
             base_after,
             fields: fields.map(|f| f.split(|b| *b == 0).map(<[u8]>::to_vec).collect()),
             epoch: r.get(5)?,
@@ -123,39 +162,25 @@ pub fn drop_intent(c: &Connection, key: &Key) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The base content and echo bits of a key. A damaged row reads as no base.
-pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<(Option<Vec<u8>>, i64)> {
+/// The base content of a key. A damaged row reads as no base.
+pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<Option<Vec<u8>>> {
     let row = c
-        .prepare_cached("SELECT body, echo FROM base WHERE key = ?")?
-        .query_row([key.as_bytes()], |r| {
-            Ok((decode(r.get_ref(0)?.as_blob()?), r.get(1)?))
-        })
+        .prepare_cached("SELECT body FROM base WHERE key = ?")?
+        .query_row([key.as_bytes()], |r| Ok(decode(r.get_ref(0)?.as_blob()?)))
         .optional()?;
-    Ok(row.unwrap_or((None, 0)))
+    Ok(row.flatten())
 }
 
-/// Sets base; `None` removes it. `echo` replaces the bits under `mask`.
-pub fn put(
-    c: &Connection,
-    key: &Key,
-    content: Option<&[u8]>,
-    echo: i64,
-    mask: i64,
-) -> rusqlite::Result<()> {
+/// Sets base; `None` removes it.
+pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>) -> rusqlite::Result<()> {
     match content {
         Some(content) => c
-            .prepare_cached(
-                "INSERT INTO base(key, body, echo) VALUES(?1, ?2, ?3) ON CONFLICT(key) DO UPDATE SET body = ?2, echo = (echo & ~?4) | ?3",
-            )?
-            .execute(params![key.as_bytes(), encode(content), echo, mask])?,
-        None => c.prepare_cached("DELETE FROM base WHERE key = ?")?.execute([key.as_bytes()])?,
+            .prepare_cached("INSERT OR REPLACE INTO base(key, body) VALUES(?, ?)")?
+            .execute(params![key.as_bytes(), encode(content)])?,
+        None => c
+            .prepare_cached("DELETE FROM base WHERE key = ?")?
+            .execute([key.as_bytes()])?,
     };
-    Ok(())
-}
-
-/// Forgets which insert events are owed: after lost history they may never come.
-pub fn clear_echoes(c: &Connection) -> rusqlite::Result<()> {
-    c.execute("UPDATE base SET echo = 0 WHERE echo <> 0", [])?;
     Ok(())
 }
 

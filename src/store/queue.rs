@@ -120,15 +120,11 @@ pub fn enqueue(c: &Connection, of: Side, changes: &[Change], at: i64) -> rusqlit
 ///
 /// Sound because the queue row is evaluated alone (several events of a key merge to "look") and
 /// while no write of the key is under way: a state that differs from base later has a later event.
-pub fn is_echo(
-    hint: &[u8],
-    base: Option<&[u8]>,
-    owed_insert: bool,
-    sync_fields: &[String],
-) -> bool {
+/// Inserts are not judged here: a document that was deleted and made anew may look like base.
+/// Those of our own creates are known to [`crate::echo`].
+pub fn is_echo(hint: &[u8], base: Option<&[u8]>, sync_fields: &[String]) -> bool {
     match (hint.split_first(), base) {
         (Some((b'd', _)), None) => true,
-        (Some((b'i', _)), Some(_)) => owed_insert,
         (Some((b'u', description)), Some(base)) => update_is_in(description, base, sync_fields),
         _ => false,
     }
@@ -257,26 +253,17 @@ pub fn claim(
             attempts: r.get(5)?,
             at: r.get(6)?,
         };
-        let (content, echo) = base::get(c, &key)?;
+        let content = base::get(c, &key)?;
         let intent = base::get_intent(c, &key)?;
         let other = get_row(c, what.of.other(), &key)?;
         let hint = r.get_ref(4)?.as_blob_or_null()?;
         if let Some(hint) = hint
             && intent.is_none()
             && other.is_none()
-            && is_echo(
-                hint,
-                content.as_deref(),
-                echo & base::echo_bit(what.of) != 0,
-                &what.sync_fields,
-            )
+            && is_echo(hint, content.as_deref(), &what.sync_fields)
         {
             c.prepare_cached(&format!("DELETE FROM {} WHERE key = ?", table(what.of)))?
                 .execute([key.as_bytes()])?;
-            if hint.first() == Some(&b'i') {
-                c.prepare_cached("UPDATE base SET echo = echo & ~? WHERE key = ?")?
-                    .execute(params![base::echo_bit(what.of), key.as_bytes()])?;
-            }
             continue;
         }
         if what.limit == 0 {

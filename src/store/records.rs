@@ -123,6 +123,12 @@ pub fn free_waiting(c: &Connection, other: &Key) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// Whether any conflict is open: as a rule none is, and that is one look for a whole batch.
+pub fn any_open(c: &Connection) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT EXISTS(SELECT 1 FROM open_conflicts)")?
+        .query_row([], |r| r.get(0))
+}
+
 /// Number of conflicts that are open.
 pub fn count_open(c: &Connection) -> rusqlite::Result<u64> {
     c.query_row(
@@ -141,13 +147,26 @@ pub fn put_stamp(c: &Connection, key: &Key, id: &Id) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Marks every document of the outbox: they are pending for longer than usual.
-pub fn stamp_outbox(c: &Connection) -> rusqlite::Result<usize> {
-    c.execute(
-        "INSERT OR IGNORE INTO stamps(key, id) SELECT key, id FROM outbox",
-        [],
-    )
+/// Marks documents of the outbox: they are pending for longer than usual. Continues behind the
+/// position where the last call ended, also of an earlier run; `false` at the end.
+pub fn stamp_outbox(c: &Connection, most: u32) -> rusqlite::Result<bool> {
+    let from = super::get_meta::<i64>(c, STAMPED_TO)?.unwrap_or(0);
+    let to: Option<i64> = c
+        .prepare_cached(
+            "SELECT max(pos) FROM (SELECT pos FROM outbox WHERE pos > ? ORDER BY pos LIMIT ?)",
+        )?
+        .query_row([from, i64::from(most)], |r| r.get(0))?;
+    let Some(to) = to else { return Ok(false) };
+    c.prepare_cached(
+        "INSERT OR IGNORE INTO stamps(key, id) SELECT key, id FROM outbox WHERE pos > ? AND pos <= ?",
+    )?
+    .execute([from, to])?;
+    super::set_meta(c, STAMPED_TO, to)?;
+    Ok(true)
 }
+
+/// Up to this position of the outbox every document was marked as pending.
+const STAMPED_TO: &str = "stamped_to";
 
 /// Some documents whose sync fields are due: key, `_id`, number of the request.
 pub fn due_stamps(c: &Connection, limit: u32) -> rusqlite::Result<Vec<(Key, Id, i64)>> {

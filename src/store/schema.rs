@@ -16,7 +16,7 @@ const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID;
 CREATE TABLE namespaces(n INTEGER PRIMARY KEY, db TEXT NOT NULL, coll TEXT NOT NULL, UNIQUE(db, coll));
 -- pos keeps the order of the first change; seq changes with every change (R2).
--- hint: what the single event said ('i' insert, 'd' delete, 'u' + update description), NULL: look.
+-- hint: what the single event said ('d' delete, 'u' + update description), NULL: look.
 -- held: 'conflict' or 'failed'; next_at in ms since 1970.
 CREATE TABLE outbox(pos INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, id BLOB NOT NULL,
   seq INTEGER NOT NULL, hint BLOB, at INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
@@ -29,10 +29,9 @@ CREATE INDEX inbox_ready ON inbox(pos) WHERE held IS NULL;
 CREATE INDEX outbox_held ON outbox(held) WHERE held IS NOT NULL;
 CREATE INDEX inbox_held ON inbox(held) WHERE held IS NOT NULL;
 -- body: a marker byte (0 plain, 1 zstd), 8 bytes xxh3 of the content, the content.
--- echo: 1 the local stream, 2 the remote stream still owes the insert event of our own create.
-CREATE TABLE base(key BLOB PRIMARY KEY, body BLOB NOT NULL, echo INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE INDEX base_echo ON base(key) WHERE echo <> 0;
+CREATE TABLE base(key BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 -- A write that may have reached `side`. new NULL: a deletion. base_after NULL with after_is_new=1: same as new.
+-- Of a create, new is the byte 2 and the BLAKE3 digest of the content.
 CREATE TABLE intents(key BLOB PRIMARY KEY, side INTEGER NOT NULL, new BLOB, base_after BLOB,
   after_is_new INTEGER NOT NULL, fields BLOB, epoch INTEGER NOT NULL) WITHOUT ROWID;
 -- Documents whose sync fields have to be brought up to date; gen counts the requests.

@@ -29,19 +29,29 @@ pub use daemon::{Daemon, Settings};
 /// How long a test waits for something that should happen soon.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Size of an oplog where a test does not care.
+const OPLOG_MB: u32 = 64;
+
 /// A local and a remote replica set.
 pub struct Servers {
     pub local: MongoServer,
     pub remote: MongoServer,
 }
 
+/// What every server here is started with, if nothing else is said.
+fn options() -> ServerOptions {
+    ServerOptions {
+        oplog_mb: OPLOG_MB,
+        ..ServerOptions::default()
+    }
+}
+
 impl Servers {
-    async fn start(dir: &Path, args: &[&str]) -> Self {
+    async fn start(dir: &Path, common: ServerOptions) -> Self {
         let (local_dir, remote_dir) = (dir.join("local"), dir.join("remote"));
         let options = |set: &str| ServerOptions {
             set_name: Some(set.into()),
-            extra_args: args.iter().map(ToString::to_string).collect(),
-            ..ServerOptions::default()
+            ..common.clone()
         };
         let (local, remote) = tokio::join!(
             MongoServer::start_with(&local_dir, options("rs_local")),
@@ -58,7 +68,7 @@ impl Servers {
 async fn shared_servers() -> &'static Servers {
     static SERVERS: OnceCell<Servers> = OnceCell::const_new();
     SERVERS
-        .get_or_init(|| async { Servers::start(&shared_dir(), &[]).await })
+        .get_or_init(|| async { Servers::start(&shared_dir(), options()).await })
         .await
 }
 
@@ -105,13 +115,31 @@ impl World {
 
     /// A world on servers of its own, which the test may kill, suspend and restart.
     pub async fn with_own_servers(test: &str) -> Self {
-        Self::with_server_args(test, &[]).await
+        Self::with_servers(test, options()).await
     }
 
-    /// [`World::with_own_servers`] with further arguments for both servers.
+    /// A world on servers of its own with oplogs of that size.
+    pub async fn with_oplogs(test: &str, oplog_mb: u32) -> Self {
+        let options = ServerOptions {
+            oplog_mb,
+            ..options()
+        };
+        Self::with_servers(test, options).await
+    }
+
+    /// A world on servers of its own with further arguments.
     pub async fn with_server_args(test: &str, args: &[&str]) -> Self {
+        let extra_args = args.iter().map(ToString::to_string).collect();
+        let options = ServerOptions {
+            extra_args,
+            ..options()
+        };
+        Self::with_servers(test, options).await
+    }
+
+    async fn with_servers(test: &str, options: ServerOptions) -> Self {
         let dir = temp_dir();
-        let servers = Servers::start(dir.path(), args).await;
+        let servers = Servers::start(dir.path(), options).await;
         Self::on(test, Hold::Own(Box::new(servers)), dir).await
     }
 

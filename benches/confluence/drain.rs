@@ -1,0 +1,207 @@
+//! How fast a backlog goes out when the link is back.
+
+use std::time::{Duration, Instant};
+
+use mongodb::bson::{Document, doc};
+use sangam::faultlink::Mode;
+
+use crate::bare;
+use crate::common::{Daemon, World, wait_until};
+use crate::meter::{self, log_level};
+use crate::table::{Rate, Table, Target};
+
+const LONG: Duration = Duration::from_secs(300);
+
+/// What one drain came to.
+struct Drain {
+    rate: Rate,
+    /// From the first document at the remote on.
+    flowing: Rate,
+    cpu: Duration,
+    /// How long until no document says `pending` any more.
+    stamped: Option<Duration>,
+}
+
+async fn drain(world: &World, count: usize, rtt: Duration, stamp: bool) -> Drain {
+    let settings = world
+        .settings()
+        .set("log.level", &log_level())
+        .set("probe.interval", "\"200ms\"")
+        .set("sync.stamp_documents", if stamp { "true" } else { "false" });
+    let daemon = world.start_with(settings).await;
+    first_sync(&daemon).await;
+    world.link.cut();
+    daemon.wait_status("isOnline", |v| v == false).await;
+    bare::fill(&world.local, "bookings", 0, count).await;
+    let queued = wait_until(LONG, "everything is queued", async || {
+        let waiting = daemon.status().await?["pendingDocuments"].take();
+        if waiting == count {
+            return Ok(());
+        }
+        Err(format!("{waiting} in the queue"))
+    });
+    queued.await;
+    let bookings = world.local.collection::<Document>("bookings");
+    if stamp {
+        wait_until(LONG, "all look pending", async || {
+            let n = bookings.count_documents(doc! {"syncStatus": "pending"});
+            let n = n.await.map_err(|e| e.to_string())?;
+            (n == count as u64).then_some(()).ok_or(n.to_string())
+        })
+        .await;
+    }
+    let cpu = meter::cpu(daemon.pid());
+    world.link.round_trip(rtt);
+    world.link.set(Mode::Pass);
+    let began = Instant::now();
+    let mut first = None;
+    let there = world.remote.collection::<Document>("bookings");
+    wait_until(LONG, "everything is at the remote", async || {
+        let n = there.estimated_document_count().await;
+        let n = n.map_err(|e| e.to_string())?;
+        if n > 0 && first.is_none() {
+            first = Some(Instant::now());
+        }
+        (n >= count as u64).then_some(()).ok_or(n.to_string())
+    })
+    .await;
+    wait_empty(&daemon).await;
+    let took = began.elapsed();
+    let rate = |took| Rate {
+        documents: count as u64,
+        took,
+    };
+    let flowing = first.map_or(took, |at| took - (at - began));
+    let cpu = meter::cpu(daemon.pid()) - cpu;
+    let mut stamped = None;
+    if stamp {
+        wait_until(LONG, "all look synced", async || {
+            let n = bookings.count_documents(doc! {"syncStatus": {"$ne": "synced"}});
+            let n = n.await.map_err(|e| e.to_string())?;
+            (n == 0).then_some(()).ok_or(n.to_string())
+        })
+        .await;
+        stamped = Some(began.elapsed());
+    }
+    world.wait_converged_within(LONG, &daemon).await;
+    Drain {
+        rate: rate(took),
+        flowing: rate(flowing),
+        cpu,
+        stamped,
+    }
+}
+
+/// Waits until the first sync is over: what it would compare later is no part of a drain.
+pub(crate) async fn first_sync(daemon: &Daemon) {
+    wait_until(LONG, "the first sync is over", async || {
+        let status = daemon.status().await?["lastSyncStatus"].take();
+        (status == "completed")
+            .then_some(())
+            .ok_or(status.to_string())
+    })
+    .await;
+}
+
+async fn wait_empty(daemon: &Daemon) {
+    wait_until(LONG, "the queue is empty", async || {
+        let waiting = daemon.status().await?["pendingDocuments"].take();
+        (waiting == 0).then_some(()).ok_or(waiting.to_string())
+    })
+    .await;
+}
+
+/// Without latency: against batched upserts, and against one document at a time.
+pub(crate) async fn fast(table: &mut Table, scale: f64, stamp: bool) {
+    let count = (100_000.0 * scale) as usize;
+    let sample = (2000.0 * scale.max(0.1)) as usize;
+    let how = if stamp { "stamped" } else { "unstamped" };
+    let world = World::with_oplogs("drain", 2048).await;
+    let other = world.remote.client().database("bare");
+    let before = bare::upserts(&other, "before", count).await;
+    let one = bare::one_at_a_time(
+        &world
+            .servers()
+            .local
+            .client()
+            .await
+            .expect("a client")
+            .database("bare"),
+        &other,
+        sample,
+    )
+    .await;
+    let ours = drain(&world, count, Duration::ZERO, stamp).await;
+    let after = bare::upserts(&other, "after", count).await;
+    let bare = Rate {
+        documents: before.documents + after.documents,
+        took: before.took + after.took,
+    };
+    let case = format!("drain of {count}, {how}");
+    table.note(
+        format!("{case}: bare upserts before and after"),
+        format!("{before}, {after}"),
+    );
+    table.ratio(
+        format!("{case}, against bare upserts"),
+        ours.rate,
+        bare,
+        Target::AtLeast(0.5),
+    );
+    table.ratio(
+        format!("{case}, from the first document on"),
+        ours.flowing,
+        bare,
+        Target::None,
+    );
+    table.ratio(
+        format!("{case}, against one at a time"),
+        ours.rate,
+        one,
+        Target::AtLeast(30.0),
+    );
+    let each = ours.cpu.as_secs_f64() * 1e6 / count as f64;
+    table.note(
+        format!("{case}: CPU of the daemon"),
+        format!("{each:.0} µs a document"),
+    );
+    if let Some(stamped) = ours.stamped {
+        let stamped = Rate {
+            documents: count as u64,
+            took: stamped,
+        };
+        table.ratio(
+            format!("{case}, until all look synced"),
+            stamped,
+            bare,
+            Target::None,
+        );
+    }
+}
+
+/// On a link with a round trip of 100 ms.
+pub(crate) async fn far(table: &mut Table, scale: f64) {
+    let count = (20_000.0 * scale) as usize;
+    let rtt = Duration::from_millis(100);
+    let world = World::with_oplogs("far", 2048).await;
+    world.link.round_trip(rtt);
+    let through = mongodb::Client::with_uri_str(world.link.uri())
+        .await
+        .expect("a client");
+    let local = world.servers().local.client().await.expect("a client");
+    let one = bare::one_at_a_time(&local.database("bare"), &through.database("bare"), 30).await;
+    drop(through);
+    world.link.round_trip(Duration::ZERO);
+    let ours = drain(&world, count, rtt, true).await;
+    let case = format!("drain of {count} at 100 ms");
+    table.ratio(
+        format!("{case}, against one at a time"),
+        ours.rate,
+        one,
+        Target::AtLeast(300.0),
+    );
+    table.note(
+        format!("{case}, from the first document on"),
+        ours.flowing.to_string(),
+    );
+}

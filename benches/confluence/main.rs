@@ -1,0 +1,64 @@
+//! How fast, as ratios in one run, on real servers with the real daemon.
+//!
+//! `cargo bench --bench confluence` runs all cases and prints a table; names after `--` choose some,
+//! `--scale 0.1` makes every case a tenth of its size. Nothing is asserted about time: the table
+//! says `ok` or `not ok` beside each target.
+
+#![allow(clippy::unwrap_used, reason = "the harness is that of the tests")]
+
+mod bare;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod cost;
+mod drain;
+mod meter;
+
+mod table;
+
+use table::Table;
+
+const CASES: [&str; 6] = ["drain", "stamped", "far", "wire", "idle", "backlog"];
+
+#[tokio::main]
+async fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    // `cargo test --benches` starts this too: without cargo's own flag there is nothing to do.
+    if !args.iter().any(|a| a == "--bench") {
+        println!("run it as `cargo bench --bench confluence`");
+        return;
+    }
+    let mut chosen = Vec::new();
+    let mut scale = 1.0;
+    let mut args = args.into_iter().filter(|a| a != "--bench");
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--scale" => {
+                scale = args
+                    .next()
+                    .and_then(|s| s.parse().ok())
+                    .expect("--scale takes a number");
+            }
+            name if CASES.contains(&name) => chosen.push(name.to_owned()),
+            other => {
+                eprintln!("no case is called {other}; there are {}", CASES.join(", "));
+                std::process::exit(2);
+            }
+        }
+    }
+    let mut table = Table::default();
+    for case in CASES {
+        if !chosen.is_empty() && !chosen.iter().any(|c| c == case) {
+            continue;
+        }
+        println!("{case}");
+        match case {
+            "drain" => drain::fast(&mut table, scale, false).await,
+            "stamped" => drain::fast(&mut table, scale, true).await,
+            "far" => drain::far(&mut table, scale).await,
+            "wire" => cost::wire(&mut table, scale).await,
+            "idle" => cost::idle(&mut table, scale).await,
+            _ => cost::backlog(&mut table, scale).await,
+        }
+    }
+    table.print();
+}
