@@ -349,6 +349,39 @@ async fn r12_the_state_of_another_database_is_refused_before_anything_changes() 
     converged_without_conflict(&world, &daemon).await;
 }
 
+#[tokio::test]
+async fn r12_adopt_takes_a_replaced_database_and_deletes_nothing() {
+    // GIVEN a remote that was replaced by an empty one
+    let world = World::new("r12_adopt").await;
+    let settings = world.settings();
+    let mut daemon = world.start_with(settings.clone()).await;
+    let (here, _) = both(&world, "c");
+    here.insert_many([doc! {"_id": 1}, doc! {"_id": 2}])
+        .await
+        .unwrap();
+    world.wait_converged(&daemon).await;
+    assert!(daemon.terminate().await.success());
+    let dir = tempfile::tempdir().unwrap();
+    let other = MongoServer::start(dir.path(), None, "rs_other")
+        .await
+        .unwrap();
+    let client = other.client().await.unwrap();
+    let there = client.database(&world.name).collection::<Document>("c");
+    there.insert_one(doc! {"_id": 3}).await.unwrap();
+    let uri = format!("{:?}", other.direct_uri());
+    daemon.settings = settings.set("remote.uri", &uri);
+    refused(&mut daemon, &["the remote database is another one"]).await;
+    // WHEN that is said to be intended
+    let adopted = daemon.settings.cli(&["reconcile", "--adopt"]);
+    assert!(adopted.status.success(), "{adopted:?}");
+    daemon.restart().await;
+    // THEN both are compared as on the first day
+    for id in 1..=3 {
+        wait_content(&there, id, doc! {"_id": id}).await;
+        wait_content(&here, id, doc! {"_id": id}).await;
+    }
+}
+
 fn copy(from: &Path, to: &Path) {
     let copied = std::process::Command::new("cp")
         .arg("-r")
