@@ -226,7 +226,7 @@ async fn decide_all(
                     .as_deref()
                     .is_some_and(|d| is_unstamped(d, settings));
                 let settlement = Settlement::Agreed {
-                    work: item.work.clone(),
+                    work: item.work.claim_only(),
                     base,
                     close: item.remote_known,
                     stamp: unstamped && item.work.outbox.is_some(),
@@ -237,7 +237,7 @@ async fn decide_all(
             Decision::Hold(clash) => {
                 let found = found(item, &clash);
                 settlements.push(Settlement::Held {
-                    work: item.work.clone(),
+                    work: item.work.claim_only(),
                     found: Box::new(found),
                 });
                 item.state = State::Done;
@@ -273,7 +273,7 @@ fn settle_intent(
         }
         item.work.base = intent.base_after.clone();
         settlements.push(Settlement::Landed {
-            work: item.work.clone(),
+            work: item.work.claim_only(),
             intent,
         });
         return true;
@@ -282,7 +282,7 @@ fn settle_intent(
         // It may still happen: deciding now could take our own write for somebody else's edit (R4).
         let wait = until.saturating_duration_since(Instant::now().into_std());
         settlements.push(Settlement::Deferred {
-            work: item.work.clone(),
+            work: item.work.claim_only(),
             wait,
         });
         item.work.intent = Some(intent);
@@ -409,10 +409,7 @@ async fn write_all(
     for ((side, _), group) in groups {
         let ns = items[group[0].item].ns.clone();
         let endpoint = shared.endpoint(side)?;
-        let writes: Vec<_> = group
-            .iter()
-            .map(|p| (p.write.clone(), p.form.clone()))
-            .collect();
+        let writes: Vec<_> = group.iter().map(|p| (&p.write, &p.form)).collect();
         let stamp = shared.stamp_for(settings, side);
         let created = group.iter().filter(|p| p.form == Form::Insert);
         shared.echoes.sent(side, created.map(|p| &p.write.key));

@@ -238,6 +238,8 @@ async fn watch(handle: Handle) -> Result<(), Failure> {
     let shared = handle.shared();
     let mut link = shared.link.subscribe();
     let mut was_offline = false;
+    // The first time is no return: what waits from before is simply worked off.
+    let mut was_online = false;
     loop {
         let online = link.borrow_and_update().is_online();
         if !online && !was_offline && shared.settings().config.sync.stamp_documents {
@@ -246,19 +248,30 @@ async fn watch(handle: Handle) -> Result<(), Failure> {
             while shared.store.call(some).await.map_err(store_failed)? {}
             shared.stamp.notify_one();
         }
-        if online && was_offline {
+        if online && was_offline && was_online {
             shared.wake.notify_one();
             shared.reconcile.notify_one();
             let (handle, first) = (handle.clone(), reconcile_pending(shared).await?);
             if !first {
                 tokio::spawn(async move {
-                    if let Err(error) = handle.sync(Trigger::Reconnect, &[]).await {
-                        tracing::debug!(%error, "run after reconnect");
+                    // Another run may still be on its way to notice that the link was gone.
+                    while handle.shared().link.is_online() {
+                        match handle.sync(Trigger::Reconnect, &[]).await {
+                            Err(CommandError::Busy) => {
+                                tokio::time::sleep(Duration::from_millis(100)).await;
+                            }
+                            Err(error) => {
+                                tracing::debug!(%error, "run after reconnect");
+                                break;
+                            }
+                            Ok(_) => break,
+                        }
                     }
                 });
             }
         }
         was_offline = !online;
+        was_online |= online;
         tokio::select! {
             () = shared.cancel.cancelled() => return Ok(()),
             _ = link.changed() => {}

@@ -188,7 +188,7 @@ fn has_zero_timestamp(doc: &[u8]) -> bool {
 pub async fn write(
     endpoint: &Endpoint,
     (db, coll): (&str, &str),
-    writes: &[(Write, Form)],
+    writes: &[(&Write, &Form)],
     sync_fields: &[String],
     stamp: Option<Stamp<'_>>,
 ) -> Outcome {
@@ -211,7 +211,7 @@ pub async fn write(
         batch.send(endpoint, db, &mut outcome).await;
     }
     for (i, (write, form)) in writes.iter().enumerate() {
-        if *form == Form::Exact && !outcome.failure.as_ref().is_some_and(Failure::is_offline) {
+        if **form == Form::Exact && !outcome.failure.as_ref().is_some_and(Failure::is_offline) {
             let (verdict, failure) =
                 crate::exact::write(endpoint, (db, coll), write, sync_fields, stamp).await;
             outcome.verdicts[i] = verdict;

@@ -106,7 +106,7 @@ impl Place {
             origin: "local",
             server_now: 1,
         });
-        let writes = [(write, form.clone())];
+        let writes = [(&write, &form)];
         let place = ("d", self.coll.as_str());
         let outcome =
             super::write(&self.endpoint, place, &writes, &self.sync_fields(), stamp).await;

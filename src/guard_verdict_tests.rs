@@ -95,12 +95,26 @@ async fn in_a_batch_each_write_has_its_own_verdict() {
         one(11, Some(1), Some(2)),
         one(20, Some(1), None),
     ];
-    let outcome = guard::write(&place.endpoint, ("d", &place.coll), &writes, &[], None).await;
+    let outcome = guard::write(
+        &place.endpoint,
+        ("d", &place.coll),
+        &writes.each_ref().map(|(w, f)| (w, f)),
+        &[],
+        None,
+    )
+    .await;
     use Verdict::{Done, Modified, Unknown};
     assert_eq!(outcome.verdicts, [Done, Modified, Done, Modified, Done]);
     // WHEN a deletion finds less than it expected THEN none of its command is sure
     let writes = [one(1, Some(1), None), one(21, Some(1), None)];
-    let outcome = guard::write(&place.endpoint, ("d", &place.coll), &writes, &[], None).await;
+    let outcome = guard::write(
+        &place.endpoint,
+        ("d", &place.coll),
+        &writes.each_ref().map(|(w, f)| (w, f)),
+        &[],
+        None,
+    )
+    .await;
     let unsure = Unknown { late: false };
     assert_eq!(outcome.verdicts, [unsure.clone(), unsure]);
     let left = place.docs().count_documents(doc! {}).await.unwrap();

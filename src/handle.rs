@@ -107,7 +107,7 @@ impl Handle {
         let Some(before) = shared.runs.begin(trigger, collections) else {
             return Err(CommandError::Busy);
         };
-        let outcome = self.everything(&only, before).await;
+        let outcome = self.everything(trigger, &only, before).await;
         if let Err(failure) = &outcome {
             shared.runs.error(failure.to_string());
         }
@@ -125,15 +125,21 @@ impl Handle {
         Ok(run)
     }
 
-    async fn everything(&self, only: &[u32], before: Option<SyncRun>) -> Result<(), Failure> {
+    async fn everything(
+        &self,
+        trigger: Trigger,
+        only: &[u32],
+        before: Option<SyncRun>,
+    ) -> Result<(), Failure> {
         let shared = &self.shared;
-        shared
+        let waiting = shared
             .store
             .call(move |c| {
                 if let Some(run) = &before {
                     runs::record(c, run)?;
                 }
-                queue::retry_all(c)
+                queue::retry_all(c)?;
+                queue::last_seq(c)
             })
             .await
             .map_err(store_failed)?;
@@ -148,7 +154,7 @@ impl Handle {
                 tail::catch_up(shared, Side::Local, patience),
                 tail::catch_up(shared, Side::Remote, patience)
             );
-            if !local || !remote {
+            if (!local || !remote) && trigger != Trigger::Reconnect {
                 shared.runs.error(
                     "the change streams are behind; what they have not seen yet follows by itself"
                         .into(),
@@ -160,6 +166,10 @@ impl Handle {
         }
         if reconcile_pending(shared).await? {
             reconcile::settle_asked(shared).await?;
+        }
+        if trigger == Trigger::Reconnect && !shared.link.is_online() {
+            // Gone again: the run is over with what waited when the link came back.
+            return reconcile::drained(shared, waiting, only).await;
         }
         let seq = shared
             .store

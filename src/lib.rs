@@ -46,7 +46,6 @@ pub mod exact;
 pub mod failpoint;
 pub mod failure;
 pub mod faultlink;
-pub(crate) mod gone;
 pub mod guard;
 pub mod halt;
 pub mod handle;

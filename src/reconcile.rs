@@ -6,7 +6,9 @@
 //! without a write; what differs goes into outbox and inbox, and the worker decides it. So "missing"
 //! is never read as "deleted" without a base (R11). The first sync is the same thing with no base.
 
-use std::collections::HashMap;
+mod vanished;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +19,6 @@ use crate::command::{Progress, RunStatus, SyncRun, Trigger};
 use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
-use crate::gone;
 use crate::key::{Id, Key};
 use crate::raw::Writer;
 use crate::runs;
@@ -301,7 +302,7 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
             coll,
             ns,
             seen: 0,
-            known: 0,
+            keys: Default::default(),
         };
         let mut from = None;
         loop {
@@ -313,8 +314,8 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
                 None => break,
             }
         }
-        gone::forget(shared, (db, coll), ns, pass.known).await?;
         done += pass.seen;
+        vanished::queue(shared, ns, pass.keys).await?;
     }
     Ok(done)
 }
@@ -328,8 +329,8 @@ struct Pass<'a> {
     ns: u32,
     /// Documents compared.
     seen: u64,
-    /// Those of them that base knew.
-    known: u64,
+    /// Their keys, as hashes: 8 bytes a document.
+    keys: HashSet<u64>,
 }
 
 type Pair = (Id, Option<Vec<u8>>, Option<Vec<u8>>);
@@ -408,11 +409,14 @@ impl Pass<'_> {
             return Ok(());
         }
         self.seen += pairs.len() as u64;
+        let keys = pairs
+            .iter()
+            .map(|(id, _, _)| vanished::hash(&Key::new(self.ns, id)));
+        self.keys.extend(keys);
         let ns = self.ns;
         let fields = self.settings.sync_fields.clone();
         let shared = self.shared.clone();
-        let stored = self.shared.store.call(move |c| {
-            let mut known = 0;
+        let any = self.shared.store.call(move |c| {
             let mut changed = [Vec::new(), Vec::new()];
             let now = Utc::now().timestamp_millis();
             for (id, local, remote) in pairs {
@@ -420,7 +424,6 @@ impl Pass<'_> {
                 let local = local.as_deref().map(|d| strip(d, &fields));
                 let remote = remote.as_deref().map(|d| strip(d, &fields));
                 let base = base::get(c, &key)?;
-                known += u64::from(base.is_some());
                 if local == base.as_deref().map(std::borrow::Cow::Borrowed) && local == remote {
                     continue;
                 }
@@ -449,11 +452,9 @@ impl Pass<'_> {
             }
             queue::enqueue(c, Side::Local, &changed[0], now)?;
             queue::enqueue(c, Side::Remote, &changed[1], now)?;
-            Ok((!(changed[0].is_empty() && changed[1].is_empty()), known))
+            Ok(!(changed[0].is_empty() && changed[1].is_empty()))
         });
-        let (any, known) = stored.await.map_err(store_failed)?;
-        self.known += known;
-        if any {
+        if any.await.map_err(store_failed)? {
             self.shared.wake.notify_one();
         }
         Ok(())

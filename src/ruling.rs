@@ -251,7 +251,7 @@ async fn send(
     let outcome = guard::write(
         &endpoint,
         (&db, &coll),
-        &[write],
+        &[(&write.0, &write.1)],
         &settings.sync_fields,
         stamp,
     )

@@ -183,6 +183,8 @@ pub(crate) async fn put_intents(
 struct Settled {
     work: Work,
     planned: Planned,
+    /// The new base as the store keeps it, if the write was done.
+    base: Option<Vec<u8>>,
     verdict: Verdict,
     /// Somebody else's insert was taken for the echo of this one, which failed.
     missed: bool,
@@ -219,6 +221,7 @@ pub(crate) async fn verdicts(
         indexes.push(planned.item);
         let mut overruled = None;
         let mut refused = None;
+        let mut base = None;
         item.state = match &verdict {
             Verdict::Done => {
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
@@ -227,10 +230,11 @@ pub(crate) async fn verdicts(
                     .clash
                     .as_ref()
                     .map(|clash| batch::overruled(item, clash));
-                item.work.base.clone_from(&planned.base_after);
+                base = planned.base_after.as_deref().map(base::encode);
                 if planned.last {
                     State::Done
                 } else {
+                    item.work.base.clone_from(&planned.base_after);
                     State::Look
                 }
             }
@@ -259,8 +263,9 @@ pub(crate) async fn verdicts(
                 .echoes
                 .settled(planned.side, &planned.write.key, verdict == Verdict::Done);
         settled.push(Settled {
-            work: item.work.clone(),
+            work: item.work.claim_only(),
             planned,
+            base,
             verdict,
             missed,
             overruled,
@@ -341,7 +346,7 @@ fn done(
 ) -> rusqlite::Result<()> {
     let p = &s.planned;
     let key = &p.write.key;
-    base::put(c, key, p.base_after.as_deref())?;
+    base::put_encoded(c, key, s.base.as_deref())?;
     base::drop_intent(c, key)?;
     if let Some(found) = &s.overruled {
         conflicts::settled_by_policy(c, found, strategy, p.write.new.as_deref())?;

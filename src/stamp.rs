@@ -140,26 +140,24 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
             }
         }
     }
-    let (context, count) = (shared.clone(), due.len());
-    shared
-        .store
-        .call(move |c| {
-            let mut left = 0;
-            for d in due {
-                // Whoever works on the document may have read it before it was called pending, and
-                // would leave it so: the request stays until that is over.
-                let pending = d.status == Status::Pending;
-                if again.contains(&d.key) || pending && lock(&context.busy).contains(&d.key) {
-                    left += 1;
-                } else if !pending || queue::get_row(c, Side::Local, &d.key)?.is_some() {
-                    records::drop_stamp(c, &d.key, d.request)?;
-                }
+    let context = shared.clone();
+    let forgotten = shared.store.call(move |c| {
+        let mut count = 0;
+        for d in due.iter().filter(|d| !again.contains(&d.key)) {
+            // Whoever works on the document may have read it before it was called pending, and would
+            // leave it so: the request stays until that is over.
+            if d.status == Status::Pending
+                && (lock(&context.busy).contains(&d.key)
+                    || queue::get_row(c, Side::Local, &d.key)?.is_none())
+            {
+                continue;
             }
-            // A batch that ends wakes the stamper.
-            Ok(count - left)
-        })
-        .await
-        .map_err(store_failed)
+            records::drop_stamp(c, &d.key, d.request)?;
+            count += 1;
+        }
+        Ok(count)
+    });
+    forgotten.await.map_err(store_failed)
 }
 
 /// Stamps a chunk. The documents that were not as read any more: their stamp is still due.

@@ -501,11 +501,14 @@ pub async fn catch_up(shared: &Shared, side: Side, limit: Duration) -> bool {
                 })
             };
             if there {
-                return;
+                return true;
+            }
+            if side == Side::Remote && !shared.link.is_online() {
+                return false;
             }
             // Woken by a moving stream; the short wait covers a wake-up between look and wait.
             let _ = timeout(Duration::from_millis(100), moved).await;
         }
     };
-    timeout(limit, arrived).await.is_ok()
+    timeout(limit, arrived).await.unwrap_or(false)
 }

@@ -116,7 +116,9 @@ fn finished(
         Ok(Err(failure)) if failure.class == Class::Fatal => Err(failure),
         Ok(Err(failure)) => {
             tracing::debug!(%failure, "a batch failed");
-            shared.runs.error(failure.to_string());
+            if !failure.is_offline() {
+                shared.runs.error(failure.to_string());
+            }
             // An outage is the link's business, which wakes us the moment it is over.
             Ok((!failure.is_offline()).then(|| retry.next_delay().min(LONGEST_PAUSE)))
         }

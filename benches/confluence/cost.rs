@@ -52,6 +52,7 @@ pub(crate) async fn idle(table: &mut Table, scale: f64) {
     let (cpu, began) = (meter::cpu(pid), Instant::now());
     tokio::time::sleep(minute).await;
     let cpu = (meter::cpu(pid) - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
+    println!("   {}", meter::memory_kinds(pid));
     let local = meter::writes_since(&world.local, local).await;
     let remote = meter::writes_since(&world.remote, remote).await;
     let case = format!("idle for {:.0} s", minute.as_secs_f64());

@@ -18,6 +18,8 @@ struct Drain {
     /// From the first document at the remote on.
     flowing: Rate,
     cpu: Duration,
+    /// The same of the two servers.
+    servers: [Duration; 2],
     /// How long until no document says `pending` any more.
     stamped: Option<Duration>,
 }
@@ -50,7 +52,11 @@ async fn drain(world: &World, count: usize, rtt: Duration, stamp: bool) -> Drain
         })
         .await;
     }
-    let cpu = meter::cpu(daemon.pid());
+    let servers = || {
+        let servers = world.servers();
+        [&servers.local, &servers.remote].map(|s| meter::cpu(s.pid().expect("it runs")))
+    };
+    let (cpu, idle) = (meter::cpu(daemon.pid()), servers());
     world.link.round_trip(rtt);
     world.link.set(Mode::Pass);
     let began = Instant::now();
@@ -73,6 +79,8 @@ async fn drain(world: &World, count: usize, rtt: Duration, stamp: bool) -> Drain
     };
     let flowing = first.map_or(took, |at| took - (at - began));
     let cpu = meter::cpu(daemon.pid()) - cpu;
+    let busy = servers();
+    let servers = [busy[0] - idle[0], busy[1] - idle[1]];
     let mut stamped = None;
     if stamp {
         wait_until(LONG, "all look synced", async || {
@@ -88,6 +96,7 @@ async fn drain(world: &World, count: usize, rtt: Duration, stamp: bool) -> Drain
         rate: rate(took),
         flowing: rate(flowing),
         cpu,
+        servers,
         stamped,
     }
 }
@@ -160,10 +169,15 @@ pub(crate) async fn fast(table: &mut Table, scale: f64, stamp: bool) {
         one,
         Target::AtLeast(30.0),
     );
-    let each = ours.cpu.as_secs_f64() * 1e6 / count as f64;
+    let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count as f64;
     table.note(
-        format!("{case}: CPU of the daemon"),
-        format!("{each:.0} µs a document"),
+        format!("{case}: CPU of daemon, local, remote"),
+        format!(
+            "{:.0}, {:.0}, {:.0} µs a document",
+            each(ours.cpu),
+            each(ours.servers[0]),
+            each(ours.servers[1])
+        ),
     );
     if let Some(stamped) = ours.stamped {
         let stamped = Rate {

@@ -36,6 +36,17 @@ pub(crate) fn memory(pid: u32) -> (f64, f64) {
     (kilobytes("VmRSS:") / 1024.0, kilobytes("VmHWM:") / 1024.0)
 }
 
+/// Resident memory of a process by kind, in words.
+pub(crate) fn memory_kinds(pid: u32) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kinds: Vec<String> = status
+        .lines()
+        .filter(|l| l.starts_with("RssAnon:") || l.starts_with("RssFile:"))
+        .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    kinds.join(", ")
+}
+
 /// The time of the last entry in a server's oplog.
 pub(crate) async fn oplog_end(db: &Database) -> Timestamp {
     let oplog = db.client().database("local");

@@ -55,8 +55,9 @@ pub(crate) struct SyncConfig {
     collections_to_sync: Vec<String>,
     max_retries: u32,
     batch_size: u32,
-    /// Settings that were changed over the API and go before the file.
-    changed_here: Vec<String>,
+    /// Settings that were changed over the API and go before the file; only if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changed_here: Option<Vec<String>>,
 }
 
 /// Settings to change; `null` goes back to the file's.

@@ -20,10 +20,10 @@ pub(super) async fn config(State(dispatcher): State<Dispatcher>) -> Answer<Value
     in_time(async move {
         let mut shown = overrides::shown(&handle.config());
         let changed = handle.overrides().await?;
-        shown.insert(
-            "changedHere".into(),
-            json!(changed.names().collect::<Vec<_>>()),
-        );
+        let names: Vec<&str> = changed.names().collect();
+        if !names.is_empty() {
+            shown.insert("changedHere".into(), json!(names));
+        }
         Ok(Json(Value::Object(shown)))
     })
     .await

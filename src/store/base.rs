@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::decide::Side;
-use crate::key::{Id, Key};
+use crate::key::Key;
 
 /// Below this a body is kept plain: zstd's frame would eat the gain.
 const PLAIN_BELOW: usize = 96;
@@ -173,10 +173,15 @@ pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<Option<Vec<u8>>> {
 
 /// Sets base; `None` removes it.
 pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>) -> rusqlite::Result<()> {
-    match content {
-        Some(content) => c
+    put_encoded(c, key, content.map(encode).as_deref())
+}
+
+/// The same with what [`encode`] made of the content, so that the store's thread is spared it.
+pub fn put_encoded(c: &Connection, key: &Key, encoded: Option<&[u8]>) -> rusqlite::Result<()> {
+    match encoded {
+        Some(encoded) => c
             .prepare_cached("INSERT OR REPLACE INTO base(key, body) VALUES(?, ?)")?
-            .execute(params![key.as_bytes(), encode(content)])?,
+            .execute(params![key.as_bytes(), encoded])?,
         None => c
             .prepare_cached("DELETE FROM base WHERE key = ?")?
             .execute([key.as_bytes()])?,
@@ -184,45 +189,20 @@ pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>) -> rusqlite::Resul
     Ok(())
 }
 
-/// Bounds of a namespace's keys: from the first on, below the second.
-fn bounds(ns: u32) -> ([u8; 4], [u8; 4]) {
-    (ns.to_be_bytes(), ns.saturating_add(1).to_be_bytes())
-}
-
-/// Number of documents of a namespace in base.
-pub fn count_of(c: &Connection, ns: u32) -> rusqlite::Result<u64> {
-    let (first, end) = bounds(ns);
-    c.prepare_cached("SELECT count(*) FROM base WHERE key >= ? AND key < ?")?
-        .query_row([first, end], |r| r.get(0))
-}
-
-/// Some documents of a namespace in base, in the order of their keys, behind `after`.
-pub fn some_of(
+/// Keys and contents of a namespace in the order of their bytes, behind `after` (empty: from the
+/// first).
+pub fn keys_after(
     c: &Connection,
     ns: u32,
-    after: Option<&Key>,
-    limit: usize,
-) -> rusqlite::Result<Vec<(Key, Id)>> {
-    let (first, end) = bounds(ns);
-    let after = after.map_or(&first[..], Key::as_bytes);
-    let mut rows = c.prepare_cached(
-        "SELECT key, body FROM base WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
-    )?;
-    let rows = rows.query_map(params![after, end, limit], |r| {
-        let body = decode(r.get_ref(1)?.as_blob()?);
-        Ok((Key::from_bytes(r.get(0)?), body.and_then(|b| Id::of(&b))))
-    })?;
-    let mut found = Vec::new();
-    for row in rows {
-        // A damaged row has no `_id` to look for; it reads as no base anyway.
-        if let (key, Some(id)) = row? {
-            found.push((key, id));
-        }
-    }
-    Ok(found)
-}
-
-/// Number of documents in base.
-pub fn count(c: &Connection) -> rusqlite::Result<u64> {
-    c.query_row("SELECT count(*) FROM base", [], |r| r.get(0))
+    after: &[u8],
+    limit: u32,
+) -> rusqlite::Result<Vec<(Key, Option<Vec<u8>>)>> {
+    let first = ns.to_be_bytes().to_vec();
+    let end = (ns + 1).to_be_bytes().to_vec();
+    let after = if after.is_empty() { &first } else { after };
+    c.prepare_cached("SELECT key, body FROM base WHERE key > ? AND key < ? ORDER BY key LIMIT ?")?
+        .query_map(params![after, end, limit], |r| {
+            Ok((Key::from_bytes(r.get(0)?), decode(r.get_ref(1)?.as_blob()?)))
+        })?
+        .collect()
 }

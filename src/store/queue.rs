@@ -199,6 +199,20 @@ pub struct Work {
     pub intent: Option<Intent>,
 }
 
+impl Work {
+    /// The claim without the bodies: all that is needed to give it back.
+    pub fn claim_only(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            id: self.id.clone(),
+            outbox: self.outbox.clone(),
+            inbox: self.inbox.clone(),
+            base: None,
+            intent: None,
+        }
+    }
+}
+
 /// What to claim.
 pub struct Claim {
     /// Which queue leads.

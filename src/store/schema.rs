@@ -78,7 +78,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     conn.execute_batch("PRAGMA auto_vacuum=INCREMENTAL;")?;
     conn.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
     conn.execute_batch(
-        "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-16000; PRAGMA wal_autocheckpoint=4000;",
+        "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-8000; PRAGMA wal_autocheckpoint=4000;",
     )?;
     conn.set_prepared_statement_cache_capacity(128);
     let found: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;

@@ -4,7 +4,7 @@
 //! one binary share (or on its own, if it kills or reconfigures them). Nothing sleeps to let
 //! something happen: [`wait_until`] watches state until a deadline.
 
-#![allow(dead_code, unreachable_pub)] // each test binary uses its own part of this
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test binary uses its own part of this
 
 pub mod api;
 pub mod conflict;
