@@ -15,7 +15,7 @@ use mongodb::change_stream::event::ResumeToken;
 use tokio::time::{Instant, timeout};
 
 use crate::decide::Side;
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::key::{Id, Key};
 use crate::raw;
 use crate::retry::Retry;
@@ -84,6 +84,12 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
             lose_history(&shared, side, &db, &failure).await?;
             continue;
         }
+        if side == Side::Remote && refuses_streams(&failure) {
+            // The timestamp pull does what it can, and comparing does not wait for a stream. The
+            // stream is tried again all the same: rights may be given.
+            shared.no_stream.store(true, Ordering::Relaxed);
+            shared.reconcile.notify_one();
+        }
         if side == Side::Local || !failure.is_offline() {
             let text = format!(
                 "the {} database's changes can't be read: {failure}",
@@ -98,6 +104,13 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// The server answered that it offers no change stream to us, by its kind or our rights.
+fn refuses_streams(failure: &Failure) -> bool {
+    failure.code == Some(UNAUTHORIZED)
+        || failure.class == Class::Offline(Reason::NotAReplicaSet)
+        || failure.class == Class::Rejected
 }
 
 enum Stop {
@@ -226,6 +239,9 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
         save_token(shared, side, db, stream.resume_token()).await?;
     }
     shared.notice(&format!("stream:{}:{db}", side.name()), None);
+    if side == Side::Remote {
+        shared.no_stream.store(false, Ordering::Relaxed);
+    }
     shared.set_stream(side, db, true, None);
     shared.note(side, &Ok(()));
     shared.reconcile.notify_one();

@@ -215,6 +215,35 @@ async fn r4_a_write_that_lands_late_overwrites_nothing() {
     wait_content(&there, 1, doc! {"_id": 1, "v": 2}).await;
 }
 
+#[tokio::test]
+async fn r4_what_may_still_land_is_waited_for_before_the_next_look() {
+    // GIVEN a remote that carries the next two updates out late, though their sender is gone
+    let args = ["--setParameter", "enableTestCommands=1"];
+    let world = World::with_server_args("r4_late", &args).await;
+    let daemon = world.start().await;
+    agreed(&world, &daemon, doc! {"_id": 1, "v": 0}).await;
+    let (here, there) = both(&world, "c");
+    let late = doc! {"configureFailPoint": "failCommand", "mode": {"times": 2}, "data": {
+        "failCommands": ["update"], "appName": "sangam", "blockConnection": true, "blockTimeMS": 3000,
+    }};
+    let remote = there.client().database("admin");
+    remote.run_command(late).await.unwrap();
+    // WHEN the line breaks under the first and the document is edited again
+    set(&here, 1, doc! {"v": 1}).await;
+    daemon.wait_status("isSyncing", |v| *v == true).await;
+    let ops = doc! {"currentOp": 1, "appName": "sangam", "command.update": "c"};
+    wait_for("the remote has it", async || {
+        let found = remote.run_command(ops.clone()).await.unwrap();
+        !found.get_array("inprog").unwrap().is_empty()
+    })
+    .await;
+    world.link.reset_connections();
+    set(&here, 1, doc! {"v": 2}).await;
+    // THEN the first is known for our own when it lands
+    converged_without_conflict(&world, &daemon).await;
+    wait_content(&there, 1, doc! {"_id": 1, "v": 2}).await;
+}
+
 /// What both sides must hold in the end: `_id` → value; absent ones were deleted.
 type Ledger = BTreeMap<String, i32>;
 

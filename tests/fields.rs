@@ -216,6 +216,33 @@ async fn an_app_that_writes_the_sync_fields_itself_changes_nothing() {
     converged_without_conflict(&world, &daemon).await;
 }
 
+#[tokio::test]
+async fn an_app_that_saves_documents_whole_with_the_stamp_is_heard() {
+    // GIVEN documents that both sides have
+    let world = World::new("saved").await;
+    let daemon = world.start().await;
+    let (here, there) = both(&world, "c");
+    here.insert_many([doc! {"_id": 1, "v": 0}, doc! {"_id": 2, "v": 0}])
+        .await
+        .unwrap();
+    world.wait_converged(&daemon).await;
+    for (c, id) in [(&here, 1), (&there, 2)] {
+        // WHEN an app saves one as it read it, with a change, and copies it to a new one
+        let mut d = wait_doc(c, id, "synced", |d| says(d, "syncStatus", "synced")).await;
+        d.insert("v", 1);
+        c.replace_one(doc! {"_id": id}, &d).await.unwrap();
+        d.insert("_id", id + 10);
+        c.insert_one(d).await.unwrap();
+    }
+    // THEN the stamp in them hides neither
+    for c in [&here, &there] {
+        for id in [1, 2, 11, 12] {
+            wait_content(c, id, doc! {"_id": id, "v": 1}).await;
+        }
+    }
+    converged_without_conflict(&world, &daemon).await;
+}
+
 /// Time of the last write to the test's database, Sangam's own records left out.
 async fn last_write(client: &Client, db: &Database) -> Option<Timestamp> {
     let oplog = client.database("local").collection::<Document>("oplog.rs");

@@ -219,3 +219,45 @@ async fn r18_another_sites_old_work_is_seen_by_its_time_of_arrival() {
         .collection::<Document>("conflict_logs");
     assert_eq!(conflicts.count_documents(doc! {}).await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn r18_a_remote_that_refuses_its_stream_is_pulled_and_followed_once_it_may_be() {
+    // GIVEN a remote that lets nobody watch it, and different documents on the two sides
+    let args = ["--setParameter", "enableTestCommands=1"];
+    let world = World::with_server_args("no_stream", &args).await;
+    let admin = world.remote.client().database("admin");
+    let refuse = doc! {
+        "configureFailPoint": "failCommand", "mode": "alwaysOn",
+        "data": {"failCommands": ["aggregate"], "errorCode": 13, "appName": "sangam"},
+    };
+    admin.run_command(refuse).await.unwrap();
+    let (here, there) = both(&world, "c");
+    here.insert_one(doc! {"_id": 1}).await.unwrap();
+    there.insert_one(doc! {"_id": 2}).await.unwrap();
+    // WHEN a daemon that would follow it starts
+    let daemon = world.start().await;
+    // THEN the first sync takes place all the same, what comes later is pulled, and status says so
+    world.wait_converged(&daemon).await;
+    assert_eq!(daemon.status().await.unwrap()["isFollowing"], false);
+    there
+        .insert_one(doc! {"_id": 3, "updatedAt": ago(0)})
+        .await
+        .unwrap();
+    wait_doc(&here, 3, "pulled", |d| d.contains_key("updatedAt")).await;
+    daemon
+        .wait_status("notices", |n| n.to_string().contains("by timestamp"))
+        .await;
+    // AND once it may be watched, deletions arrive as they happen
+    let allow = doc! {"configureFailPoint": "failCommand", "mode": "off"};
+    admin.run_command(allow).await.unwrap();
+    daemon
+        .wait_status("isFollowing", |f| *f == serde_json::json!(true))
+        .await;
+    there.delete_one(doc! {"_id": 2}).await.unwrap();
+    wait_until(common::SOON, "the deletion", async || {
+        let left = here.count_documents(doc! {"_id": 2}).await;
+        let left = left.map_err(|e| e.to_string())?;
+        (left == 0).then_some(()).ok_or_else(|| left.to_string())
+    })
+    .await;
+}

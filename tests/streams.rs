@@ -253,7 +253,8 @@ async fn roll_over(server: &MongoServer) {
 #[tokio::test]
 async fn r11_history_lost_while_away_nothing_is_lost_or_raised() {
     // GIVEN ten documents on both sides, and a daemon that is away
-    let world = World::with_own_servers("r11").await;
+    // (An oplog is kept back to the last checkpoint: let there be one each second.)
+    let world = World::with_server_args("r11", &["--syncdelay", "1"]).await;
     let mut daemon = world.start().await;
     let (here, there) = both(&world, "c");
     here.insert_many((1..=10).map(|i| doc! {"_id": i, "v": 0}))
@@ -271,8 +272,8 @@ async fn r11_history_lost_while_away_nothing_is_lost_or_raised() {
     for c in [&here, &there] {
         c.delete_one(doc! {"_id": 5}).await.unwrap();
     }
-    roll_over(&world.servers().local).await;
-    roll_over(&world.servers().remote).await;
+    let servers = world.servers();
+    tokio::join!(roll_over(&servers.local), roll_over(&servers.remote));
     daemon.restart().await;
     // THEN a comparison against base finds all of it: deletes are known as such
     converged_without_conflict(&world, &daemon).await;
@@ -346,6 +347,39 @@ async fn r12_the_state_of_another_database_is_refused_before_anything_changes() 
     daemon.settings = settings;
     daemon.restart().await;
     converged_without_conflict(&world, &daemon).await;
+}
+
+#[tokio::test]
+async fn r12_adopt_takes_a_replaced_database_and_deletes_nothing() {
+    // GIVEN a remote that was replaced by an empty one
+    let world = World::new("r12_adopt").await;
+    let settings = world.settings();
+    let mut daemon = world.start_with(settings.clone()).await;
+    let (here, _) = both(&world, "c");
+    here.insert_many([doc! {"_id": 1}, doc! {"_id": 2}])
+        .await
+        .unwrap();
+    world.wait_converged(&daemon).await;
+    assert!(daemon.terminate().await.success());
+    let dir = tempfile::tempdir().unwrap();
+    let other = MongoServer::start(dir.path(), None, "rs_other")
+        .await
+        .unwrap();
+    let client = other.client().await.unwrap();
+    let there = client.database(&world.name).collection::<Document>("c");
+    there.insert_one(doc! {"_id": 3}).await.unwrap();
+    let uri = format!("{:?}", other.direct_uri());
+    daemon.settings = settings.set("remote.uri", &uri);
+    refused(&mut daemon, &["the remote database is another one"]).await;
+    // WHEN that is said to be intended
+    let adopted = daemon.settings.cli(&["reconcile", "--adopt"]);
+    assert!(adopted.status.success(), "{adopted:?}");
+    daemon.restart().await;
+    // THEN both are compared as on the first day
+    for id in 1..=3 {
+        wait_content(&there, id, doc! {"_id": id}).await;
+        wait_content(&here, id, doc! {"_id": id}).await;
+    }
 }
 
 fn copy(from: &Path, to: &Path) {

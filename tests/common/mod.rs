@@ -38,13 +38,20 @@ pub struct Servers {
     pub remote: MongoServer,
 }
 
+/// What every server here is started with, if nothing else is said.
+fn options() -> ServerOptions {
+    ServerOptions {
+        oplog_mb: OPLOG_MB,
+        ..ServerOptions::default()
+    }
+}
+
 impl Servers {
-    async fn start(dir: &Path, oplog_mb: u32) -> Self {
+    async fn start(dir: &Path, common: ServerOptions) -> Self {
         let (local_dir, remote_dir) = (dir.join("local"), dir.join("remote"));
         let options = |set: &str| ServerOptions {
             set_name: Some(set.into()),
-            oplog_mb,
-            ..ServerOptions::default()
+            ..common.clone()
         };
         let (local, remote) = tokio::join!(
             MongoServer::start_with(&local_dir, options("rs_local")),
@@ -61,7 +68,7 @@ impl Servers {
 async fn shared_servers() -> &'static Servers {
     static SERVERS: OnceCell<Servers> = OnceCell::const_new();
     SERVERS
-        .get_or_init(|| async { Servers::start(&shared_dir(), OPLOG_MB).await })
+        .get_or_init(|| async { Servers::start(&shared_dir(), options()).await })
         .await
 }
 
@@ -108,13 +115,31 @@ impl World {
 
     /// A world on servers of its own, which the test may kill, suspend and restart.
     pub async fn with_own_servers(test: &str) -> Self {
-        Self::with_oplogs(test, OPLOG_MB).await
+        Self::with_servers(test, options()).await
     }
 
     /// A world on servers of its own with oplogs of that size.
     pub async fn with_oplogs(test: &str, oplog_mb: u32) -> Self {
+        let options = ServerOptions {
+            oplog_mb,
+            ..options()
+        };
+        Self::with_servers(test, options).await
+    }
+
+    /// A world on servers of its own with further arguments.
+    pub async fn with_server_args(test: &str, args: &[&str]) -> Self {
+        let extra_args = args.iter().map(ToString::to_string).collect();
+        let options = ServerOptions {
+            extra_args,
+            ..options()
+        };
+        Self::with_servers(test, options).await
+    }
+
+    async fn with_servers(test: &str, options: ServerOptions) -> Self {
         let dir = temp_dir();
-        let servers = Servers::start(dir.path(), oplog_mb).await;
+        let servers = Servers::start(dir.path(), options).await;
         Self::on(test, Hold::Own(Box::new(servers)), dir).await
     }
 
