@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::key::{Id, Key};
+use crate::metrics::Retried;
 use crate::raw;
 use crate::retry::Retry;
 use crate::settle::store_failed;
@@ -97,6 +98,7 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
             );
             shared.notice(&format!("stream:{}:{db}", side.name()), Some(text));
         }
+        shared.metrics.retried(Retried::Stream);
         let delay = retry.next_delay();
         tokio::select! {
             () = shared.cancel.cancelled() => break,
