@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::conflicts::id_json;
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, Reason};
+use crate::failure::{Class, Failure, PAUSED, Reason};
 use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
@@ -32,6 +32,7 @@ impl From<Failure> for CommandError {
     fn from(failure: Failure) -> Self {
         match failure.class {
             Class::Offline(_) => Self::Offline(failure.to_string()),
+            _ if failure.code == Some(PAUSED) => Self::Refused(failure.to_string()),
             _ => Self::Failed(failure.to_string()),
         }
     }
@@ -82,11 +83,7 @@ impl Handle {
         if config.remote_uri.is_none() {
             return Err(CommandError::NotConfigured);
         }
-        if shared.paused.load(Ordering::Relaxed) {
-            return Err(CommandError::BadRequest(
-                "syncing is paused; run `sangam resume` first".into(),
-            ));
-        }
+        self.not_paused()?;
         let mut only = Vec::new();
         for name in &collections {
             let (db, coll) = config
@@ -327,6 +324,15 @@ impl Handle {
         self.set_paused(false).await
     }
 
+    fn not_paused(&self) -> Result<(), CommandError> {
+        match self.shared.paused.load(Ordering::Relaxed) {
+            true => Err(CommandError::Refused(
+                "syncing is paused; run `sangam resume` first".into(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     async fn set_paused(&self, paused: bool) -> Result<(), CommandError> {
         self.shared.store.set_meta("paused", paused).await?;
         self.shared.paused.store(paused, Ordering::Relaxed);
@@ -343,6 +349,7 @@ impl Handle {
             if shared.settings().config.remote_uri.is_none() {
                 return Err(CommandError::NotConfigured);
             }
+            handle.not_paused()?;
             handle.wait_online().await?;
             if shared.runs.is_owned() {
                 return Err(CommandError::Busy);

@@ -12,7 +12,7 @@ use crate::dispatch::Dispatcher;
 use crate::metrics::MEDIA_TYPE;
 
 /// Whether the daemon is alive
-#[utoipa::path(get, path = "/healthz", tag = "sync", 
+#[utoipa::path(get, path = "/healthz", tag = "sync", security(()), 
     responses((status = 200, body = crate::api::openapi::Health),
               (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
 pub(super) async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
@@ -24,7 +24,7 @@ pub(super) async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
 }
 
 /// Whether local changes are being captured
-#[utoipa::path(get, path = "/readyz", tag = "sync", 
+#[utoipa::path(get, path = "/readyz", tag = "sync", security(()), 
     responses((status = 200, body = crate::api::openapi::Health),
               (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
 pub(super) async fn readyz(State(dispatcher): State<Dispatcher>) -> Response {
