@@ -7,7 +7,7 @@
 
 mod conflicts;
 mod guard;
-mod openapi;
+pub mod openapi;
 mod serve;
 mod settings;
 
