@@ -94,7 +94,7 @@ pub fn timeless(text: &str) -> String {
                 }
                 let next = words[i + 1];
                 let rest = &next[1..];
-                if rest != " " || !words.get(i + 2).is_some_and(|w| w.parse::<f64>().is_ok()) {
+                if rest != " " || words.get(i + 2).is_none_or(|w| w.parse::<f64>().is_err()) {
                     out = out.trim_end().to_owned() + rest;
                 }
                 i += 2;
