@@ -15,12 +15,13 @@
 //! The modules in the order the data takes:
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
-//! where to look: [`tail`], [`pull`], [`reconcile`];
+//! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
+//! how things are: [`watermark`], [`vitals`], [`metrics`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
@@ -55,11 +56,13 @@ pub mod lift;
 pub mod link;
 pub mod log;
 pub mod many;
+pub mod metrics;
 pub mod mongod;
 pub mod notify;
 pub mod overrides;
 pub mod probe;
 pub mod process;
+pub mod progress;
 pub mod pull;
 pub mod raw;
 pub mod reconcile;
@@ -83,5 +86,7 @@ pub mod undo;
 pub(crate) mod unique;
 pub mod value;
 pub mod view;
+pub mod vitals;
+pub mod watermark;
 pub mod words;
 pub mod worker;

@@ -11,7 +11,6 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::Progress;
 use crate::config::{Config, Policy};
 use crate::decide::Side;
 use crate::echo::Echoes;
@@ -20,10 +19,13 @@ use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
 use crate::key::Key;
 use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
 use crate::store::base::Intent;
+use crate::watermark::Watermark;
 
 /// Our own collections in the local database; never synced.
 pub const OWN_COLLECTIONS: [&str; 3] = ["conflict_logs", "sync_logs", "sync_config"];
@@ -78,7 +80,7 @@ pub struct Shared {
     /// Counts of the run at work.
     pub runs: Runs,
     /// First sync or reconcile at work.
-    pub progress: Mutex<Option<Progress>>,
+    pub progress: Mutex<Option<Meter>>,
     /// What a person must know, by topic.
     pub notices: Mutex<HashMap<String, String>>,
     /// Namespaces that are halted (R13).
@@ -89,6 +91,10 @@ pub struct Shared {
     pub rulings: Mutex<Vec<[u8; 12]>>,
     /// Held while records are written to the local database: they must arrive in order.
     pub flushing: tokio::sync::Mutex<()>,
+    /// How far each side is, and how far its changes were read.
+    pub watermarks: Mutex<[Watermark; 2]>,
+    /// For Prometheus.
+    pub metrics: Arc<Metrics>,
     /// Test-only crash points and mutations.
     pub failpoints: Failpoints,
     /// Ends everything.
@@ -196,12 +202,13 @@ impl Shared {
         cancel: CancellationToken,
     ) -> Self {
         let configured = config.remote_uri.is_some();
+        let metrics = Arc::new(Metrics::default());
         Self {
             config: RwLock::new(Arc::new(Settings::new(config))),
             store,
             local,
             remote: RwLock::new(None),
-            link: Link::new(configured),
+            link: Link::new(configured, metrics.clone()),
             wake: Notify::new(),
             reconcile: Notify::new(),
             stamp: Notify::new(),
@@ -223,6 +230,8 @@ impl Shared {
             left_out: Mutex::default(),
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
+            watermarks: Mutex::default(),
+            metrics,
             failpoints: Failpoints::from_env(),
             cancel,
             started: Instant::now(),
