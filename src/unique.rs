@@ -414,6 +414,7 @@ fn written(c: &rusqlite::Connection, chain: &[Member], stamping: bool) -> rusqli
         let key = &m.write.key;
         base::put(c, key, m.write.new.as_deref())?;
         base::drop_intent(c, key)?;
+        conflicts::overruled(c, key)?;
         for (side, row) in [(Side::Local, &m.work.outbox), (Side::Remote, &m.work.inbox)] {
             if let Some(row) = row {
                 queue::remove(c, side, key, row.seq)?;

@@ -1,6 +1,7 @@
 //! The real binary at one site: configured, started, killed and asked.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct Daemon {
     client: Client,
     /// How it ended when nobody told it to.
     pub own_ends: Vec<String>,
+    /// It was told to end.
+    told: bool,
     /// Most memory it was seen to hold, in KiB.
     pub peak_kib: u64,
 }
@@ -65,6 +68,7 @@ impl Daemon {
             child,
             client: Client::new(&api),
             own_ends: vec![],
+            told: false,
             peak_kib: 0,
         })
     }
@@ -79,8 +83,10 @@ impl Daemon {
     /// SIGTERM; in ten seconds it has ended.
     pub async fn terminate(&mut self) -> Result<()> {
         self.note();
+        self.told = true;
         let ended = self.child.terminate(Duration::from_secs(10)).await?;
-        if !ended.success() {
+        // While it starts, before it listens to signals, one ends it as any program.
+        if !ended.success() && ended.signal() != Some(15) {
             self.own_ends.push(format!("SIGTERM: {}", describe(ended)));
         }
         Ok(())
@@ -94,6 +100,7 @@ impl Daemon {
     /// Starts it again, as it may also be running.
     pub fn respawn(&mut self) -> Result<()> {
         self.child.kill9()?;
+        self.told = false;
         self.child = launch(&self.program, &self.dir, &self.setup)?;
         Ok(())
     }
@@ -102,7 +109,7 @@ impl Daemon {
     pub fn look_after(&mut self) -> Result<()> {
         self.note();
         if let Some(status) = self.child.exit_status()? {
-            if !killed(status) {
+            if !self.told && !killed(status) {
                 self.own_ends.push(describe(status));
             }
             self.respawn()?;
@@ -166,7 +173,6 @@ impl Daemon {
 
 /// By us, or by a failpoint of ours.
 fn killed(status: ExitStatus) -> bool {
-    use std::os::unix::process::ExitStatusExt;
     matches!(status.signal(), Some(6 | 9))
 }
 

@@ -16,6 +16,9 @@ use super::cluster::{self, Clock, Cluster};
 use super::daemon::Daemon;
 use super::plan::Plan;
 
+/// No small disk is larger.
+const LARGEST_DISK_MB: u32 = 800;
+
 /// The file that fills a disk.
 pub const FILLER: &str = "filler";
 
@@ -363,14 +366,19 @@ async fn kill_server(rng: &mut StdRng, cluster: &mut Cluster, node: usize) -> Re
     cluster::restart(&mut cluster.nodes[n]).await
 }
 
-/// Takes all of the disk.
+/// Takes all of a small disk. Never more than that: if it is not what it is taken for, the
+/// machine's own disk must not suffer.
 fn fill(path: &Path) {
     let Ok(mut file) = File::create(path) else {
         return;
     };
     let block = vec![7; 64 * 1024];
-    // Ends with the error that is wanted here.
-    while file.write_all(&block).is_ok() {}
+    for _ in 0..LARGEST_DISK_MB * 16 {
+        // Ends with the error that is wanted here.
+        if file.write_all(&block).is_err() {
+            break;
+        }
+    }
     let _ = file.write_all(&[7; 4096]);
 }
 

@@ -174,6 +174,7 @@ async fn attempt(plan: &Plan, program: &Path, root: &Path) -> Result<Outcome> {
         std::fs::remove_dir_all(&dir)?;
         return Ok(outcome);
     }
+    drop_data(&dir)?;
     for problem in &outcome.problems {
         println!("storm: {name}: FAILED: {problem}");
     }
@@ -183,6 +184,17 @@ async fn attempt(plan: &Plan, program: &Path, root: &Path) -> Result<Outcome> {
         plan.command()
     );
     Ok(outcome)
+}
+
+/// Of a history that failed, logs and records are kept, not the servers' hundreds of megabytes.
+fn drop_data(dir: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let data = entry?.path().join("data");
+        if data.is_dir() {
+            std::fs::remove_dir_all(data)?;
+        }
+    }
+    Ok(())
 }
 
 /// Leaves out one part after another for as long as the history fails without it.

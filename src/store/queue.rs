@@ -249,6 +249,7 @@ pub fn claim(
     let mut rows = rows.query(params![at, i64::try_from(budget).unwrap_or(i64::MAX)])?;
     while let Some(r) = rows.next()? {
         if what.limit > 0 && works.len() >= what.limit {
+            busy.extend(works.iter().map(|work: &Work| work.key.clone()));
             return Ok((works, Some(at)));
         }
         budget -= 1;
@@ -288,7 +289,6 @@ pub fn claim(
             Side::Local => (Some(row), other),
             Side::Remote => (other, Some(row)),
         };
-        busy.insert(key.clone());
         works.push(Work {
             key,
             id,
@@ -299,6 +299,8 @@ pub fn claim(
         });
     }
     let end = if budget == 0 { Some(at) } else { None };
+    // Last, where nothing can fail any more: a failed claim takes nothing.
+    busy.extend(works.iter().map(|work| work.key.clone()));
     Ok((works, end))
 }
 

@@ -49,9 +49,12 @@ INSERT INTO meta(k, v) VALUES('seq', 0);
 /// Tables that came later; made in any file that lacks them.
 /// cases: what `resolve` must know of an open conflict. local, remote: `_id` of the document on that
 /// side; fields: names, NUL-separated; seen: version of both documents when last shown to a person.
+/// overruled: records of clashes that the policy settles by a write which may have happened; gone:
+/// digest of the content that this write replaces, NULL where there was no document.
 const LATER: &str = "
 CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
   seen INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS overruled(key BLOB PRIMARY KEY, doc BLOB NOT NULL, gone BLOB) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
 ";
 
