@@ -8,6 +8,7 @@
 mod conflicts;
 mod guard;
 mod openapi;
+mod schema;
 mod serve;
 mod settings;
 
@@ -59,6 +60,7 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
             "/api/sync/config",
             get(settings::config).put(settings::set_config),
         )
+        .route("/api/sync/schema", get(schema::report).post(schema::make))
         .route("/api/sync/conflicts", get(conflicts::list))
         .route("/api/sync/conflicts/resolve", post(conflicts::resolve_many))
         .route(

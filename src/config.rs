@@ -42,10 +42,9 @@ pub struct Config {
     pub remote_uri: Option<SecretString>,
     /// What is synced and how.
     pub sync: SyncConfig,
-    /// Fields that must be unique by collection, beside what the unique indexes say.
     /// What is done so that both sides have the same indexes and options.
     pub schema_sync: SchemaSync,
-    /// FIXME
+    /// Fields that must be unique by collection, beside what the unique indexes say.
     pub unique_fields: BTreeMap<String, Vec<String>>,
     /// Names of the sync fields in documents.
     pub fields: FieldNames,

@@ -1,6 +1,7 @@
 //! What API, control file and signals ask of a running daemon.
 
 mod conflicts;
+mod schema;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use crate::conflicts::id_json;
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
+use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::{self, StoreError, queue, records};
@@ -252,7 +254,7 @@ impl Handle {
             }),
             oldest_unsynced: oldest.map(time),
             clock_skew: shared.remote().map(|_| shared.skew_ms()),
-            progress: lock(&shared.progress).clone(),
+            progress: lock(&shared.progress).as_ref().map(Meter::snapshot),
             notices: notices.into_iter().map(|(_, text)| text).collect(),
             databases: settings.config.databases.clone(),
             site: settings.config.site.clone(),

@@ -30,8 +30,8 @@ use crate::store::{self, StoreError};
 
 use build::{Build, Refusal};
 pub use definition::{Definition, Index, Ttl};
-pub use findings::{Finding, FindingKind, Report};
 use findings::Findings;
+pub use findings::{Finding, FindingKind, Report};
 use plan::{Step, Trees, plan};
 
 /// Changes of indexes come in bursts: one look for all.
@@ -185,7 +185,11 @@ pub async fn look(shared: &Arc<Shared>, ask: Ask) -> Result<Report, Failure> {
         names.sort();
         names.dedup();
         for coll in &names {
-            let ns = shared.store.namespace(db, coll).await.map_err(store_failed)?;
+            let ns = shared
+                .store
+                .namespace(db, coll)
+                .await
+                .map_err(store_failed)?;
             let mut one = One {
                 shared,
                 settings: &settings,
@@ -251,7 +255,11 @@ async fn forget_absent(
     }
     let forgotten = shared.store.call(move |c| {
         for ns in &gone {
-            for tree in [Tree::Seen(Side::Local), Tree::Seen(Side::Remote), Tree::Base] {
+            for tree in [
+                Tree::Seen(Side::Local),
+                Tree::Seen(Side::Remote),
+                Tree::Base,
+            ] {
                 definitions::put(c, *ns, tree, None)?;
             }
         }
@@ -353,7 +361,12 @@ impl One<'_> {
                     .or_else(|f| self.refused(on, Some(what), f))
             }
             Step::Create { on, .. } => {
-                self.find(FindingKind::Missing, on, None, "the collection is not there".into());
+                self.find(
+                    FindingKind::Missing,
+                    on,
+                    None,
+                    "the collection is not there".into(),
+                );
                 Ok(())
             }
             Step::Modify { on, change } => {
@@ -483,13 +496,19 @@ impl One<'_> {
                 options: bson::Document::new(),
             };
             if self.ask.create {
-                self.index(Side::Remote, index, FindingKind::NoPullIndex).await?;
+                self.index(Side::Remote, index, FindingKind::NoPullIndex)
+                    .await?;
             } else {
                 let text = format!(
                     "changes are asked for by {field}, and without an index on it each time the whole \
                      collection is read; `sangam schema --create` makes it"
                 );
-                self.find(FindingKind::NoPullIndex, Side::Remote, Some(&index.name), text);
+                self.find(
+                    FindingKind::NoPullIndex,
+                    Side::Remote,
+                    Some(&index.name),
+                    text,
+                );
             }
         }
         Ok(())

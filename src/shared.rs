@@ -11,7 +11,6 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::Progress;
 use crate::config::{Config, Policy};
 use crate::decide::Side;
 use crate::echo::Echoes;
@@ -20,6 +19,7 @@ use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
 use crate::key::Key;
 use crate::link::Link;
+use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
@@ -78,7 +78,7 @@ pub struct Shared {
     /// Counts of the run at work.
     pub runs: Runs,
     /// First sync or reconcile at work.
-    pub progress: Mutex<Option<Progress>>,
+    pub progress: Mutex<Option<Meter>>,
     /// What a person must know, by topic.
     pub notices: Mutex<HashMap<String, String>>,
     /// Namespaces that are halted (R13).
@@ -89,6 +89,8 @@ pub struct Shared {
     pub rulings: Mutex<Vec<[u8; 12]>>,
     /// Held while records are written to the local database: they must arrive in order.
     pub flushing: tokio::sync::Mutex<()>,
+    /// What is known of indexes and options.
+    pub schema: crate::schema::State,
     /// Test-only crash points and mutations.
     pub failpoints: Failpoints,
     /// Ends everything.
@@ -223,6 +225,7 @@ impl Shared {
             left_out: Mutex::default(),
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
+            schema: Default::default(),
             failpoints: Failpoints::from_env(),
             cancel,
             started: Instant::now(),

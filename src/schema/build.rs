@@ -136,7 +136,9 @@ impl Builder {
             self.at_work.spawn(async move {
                 let shown = build.shown(&shared.settings());
                 tracing::info!(
-                    collection = shown.collection, side = side.name(), index = shown.index,
+                    collection = shown.collection,
+                    side = side.name(),
+                    index = shown.index,
                     "building an index"
                 );
                 let outcome = build_long(&shared, &build).await;
@@ -187,11 +189,14 @@ async fn build_long(shared: &Arc<Shared>, build: &Build) -> Result<(), Failure> 
 
 /// Puts down what became of a build.
 pub(super) async fn done(shared: &Arc<Shared>, built: Built) -> Result<(), Failure> {
+    let _one = shared.schema.looking.lock().await;
     let Built { build, outcome } = built;
     let shown = build.shown(&shared.settings());
     match outcome {
         Ok(()) => tracing::info!(
-            collection = shown.collection, side = build.side.name(), index = shown.index,
+            collection = shown.collection,
+            side = build.side.name(),
+            index = shown.index,
             "the index is there"
         ),
         Err(failure) if failure.class == Class::Rejected => {
@@ -261,7 +266,11 @@ pub(super) async fn modify(
     let outcome = shared.endpoint(on)?.run_doc(db, command).await;
     shared.note(on, &outcome);
     outcome?;
-    tracing::info!(collection = coll, side = on.name(), "changed a collection's options");
+    tracing::info!(
+        collection = coll,
+        side = on.name(),
+        "changed a collection's options"
+    );
     Ok(())
 }
 
@@ -271,7 +280,10 @@ pub(super) async fn count(
     side: Side,
     (db, coll): (&str, &str),
 ) -> Result<u64, Failure> {
-    let outcome = shared.endpoint(side)?.run_doc(db, doc! {"count": coll}).await;
+    let outcome = shared
+        .endpoint(side)?
+        .run_doc(db, doc! {"count": coll})
+        .await;
     shared.note(side, &outcome);
     let n = outcome?;
     let n = n.get_i32("n").map(i64::from).or_else(|_| n.get_i64("n"));
@@ -310,4 +322,3 @@ pub(super) async fn holds_due(
         Err(failure) => Err(failure),
     }
 }
-

@@ -175,7 +175,7 @@ impl Definition {
 }
 
 /// The options of `listCollections` without what is a default.
-pub fn options(found: &Document) -> Document {
+pub(super) fn options(found: &Document) -> Document {
     let mut options = Document::new();
     for (name, value) in found {
         let is_default = match (name.as_str(), value) {
@@ -202,14 +202,14 @@ pub fn options(found: &Document) -> Document {
 }
 
 /// Options that `collMod` can change, in the groups that belong together.
-pub const CHANGEABLE: [&[&str]; 3] = [
+pub(super) const CHANGEABLE: [&[&str]; 3] = [
     &["validator", "validationLevel", "validationAction"],
     &["changeStreamPreAndPostImages"],
     &["expireAfterSeconds"],
 ];
 
 /// The options of one group, or all that are in none (`None`).
-pub fn part(options: &Document, group: Option<&[&str]>) -> Document {
+pub(super) fn part(options: &Document, group: Option<&[&str]>) -> Document {
     let wanted = |name: &str| match group {
         Some(group) => group.contains(&name),
         None => !CHANGEABLE.concat().contains(&name),
@@ -219,7 +219,7 @@ pub fn part(options: &Document, group: Option<&[&str]>) -> Document {
 }
 
 /// Whether two sets of options mean the same.
-pub fn same_options(a: &Document, b: &Document) -> bool {
+pub(super) fn same_options(a: &Document, b: &Document) -> bool {
     a.len() == b.len()
         && a.iter()
             .all(|(name, v)| b.get(name).is_some_and(|w| same(v, w, name == "validator")))
@@ -243,7 +243,8 @@ fn number(value: &Bson) -> Option<f64> {
 }
 
 fn seconds(value: &Bson) -> Option<i64> {
-    #[allow(clippy::cast_possible_truncation)] // a fraction of a second does not matter; `as` saturates
+    #[allow(clippy::cast_possible_truncation)]
+    // a fraction of a second does not matter; `as` saturates
     number(value).map(|n| n as i64)
 }
 

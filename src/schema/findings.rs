@@ -87,7 +87,8 @@ impl Report {
     /// A sentence for `status`, if there is anything to be said. That options differ is no news where
     /// they are not synced.
     pub fn notice(&self) -> Option<String> {
-        let counts = |f: &&Finding| f.kind != FindingKind::Options || self.sync != SchemaSync::Indexes;
+        let counts =
+            |f: &&Finding| f.kind != FindingKind::Options || self.sync != SchemaSync::Indexes;
         let found: Vec<&Finding> = self.findings.iter().filter(counts).collect();
         let first = found.first()?;
         let about = match &first.index {

@@ -11,13 +11,13 @@ use crate::decide::Side;
 
 /// A collection as both sides have it, and as they last agreed.
 #[derive(Clone, Copy, Debug)]
-pub struct Trees<'a> {
+pub(super) struct Trees<'a> {
     /// On the local side, if it exists there.
-    pub local: Option<&'a Definition>,
+    pub(super) local: Option<&'a Definition>,
     /// What both had; `None`: the collection never was on both.
-    pub base: Option<&'a Definition>,
+    pub(super) base: Option<&'a Definition>,
     /// On the remote.
-    pub remote: Option<&'a Definition>,
+    pub(super) remote: Option<&'a Definition>,
 }
 
 impl<'a> Trees<'a> {
@@ -31,7 +31,7 @@ impl<'a> Trees<'a> {
 
 /// What is to be done, or said.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub(super) enum Step {
     /// Make the collection with these options.
     Create {
         /// Where.
@@ -82,7 +82,7 @@ pub enum Step {
 
 /// What to do about one collection, and what base becomes. With `sync = "report"` the steps only say
 /// what is missing.
-pub fn plan(trees: Trees<'_>, sync: SchemaSync) -> (Vec<Step>, Option<Definition>) {
+pub(super) fn plan(trees: Trees<'_>, sync: SchemaSync) -> (Vec<Step>, Option<Definition>) {
     let (local, remote) = match (trees.local, trees.remote) {
         (None, None) => return (vec![], None),
         (Some(local), Some(remote)) => (local, remote),
@@ -114,9 +114,8 @@ pub fn plan(trees: Trees<'_>, sync: SchemaSync) -> (Vec<Step>, Option<Definition
         Step::Index { on, index } | Step::Dropped { on, index } => {
             let there = trees.of(*on).map(|d| d.building.as_slice());
             let here = trees.of(on.other()).map(|d| d.building.as_slice());
-            let building = |names: Option<&[String]>| {
-                names.is_some_and(|names| names.contains(&index.name))
-            };
+            let building =
+                |names: Option<&[String]>| names.is_some_and(|names| names.contains(&index.name));
             !building(there) && !building(here)
         }
         _ => true,
@@ -270,13 +269,13 @@ fn collection_options(
             agreed.extend(l);
             continue;
         }
-        let changed = was.as_ref().and_then(|was| {
-            match (same_options(was, &l), same_options(was, &r)) {
-                (true, false) => Some(Side::Remote),
-                (false, true) => Some(Side::Local),
-                _ => None,
-            }
-        });
+        let changed =
+            was.as_ref()
+                .and_then(|was| match (same_options(was, &l), same_options(was, &r)) {
+                    (true, false) => Some(Side::Remote),
+                    (false, true) => Some(Side::Local),
+                    _ => None,
+                });
         agreed.extend(was.unwrap_or_default());
         match (sync, group, changed) {
             (SchemaSync::Full, Some(group), Some(changed)) => {
