@@ -213,6 +213,9 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
         if left == 0 {
             return Ok(());
         }
+        if shared.paused.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Failure::paused());
+        }
         if !shared.may_work() {
             return Err(Failure::offline(
                 shared

@@ -19,11 +19,13 @@ use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
 use crate::key::Key;
 use crate::link::Link;
+use crate::metrics::Metrics;
 use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
 use crate::store::base::Intent;
+use crate::watermark::Watermark;
 
 /// Our own collections in the local database; never synced.
 pub const OWN_COLLECTIONS: [&str; 3] = ["conflict_logs", "sync_logs", "sync_config"];
@@ -91,6 +93,10 @@ pub struct Shared {
     pub flushing: tokio::sync::Mutex<()>,
     /// What is known of indexes and options.
     pub schema: crate::schema::State,
+    /// How far each side is, and how far its changes were read.
+    pub watermarks: Mutex<[Watermark; 2]>,
+    /// For Prometheus.
+    pub metrics: Arc<Metrics>,
     /// Test-only crash points and mutations.
     pub failpoints: Failpoints,
     /// Ends everything.
@@ -198,12 +204,13 @@ impl Shared {
         cancel: CancellationToken,
     ) -> Self {
         let configured = config.remote_uri.is_some();
+        let metrics = Arc::new(Metrics::default());
         Self {
             config: RwLock::new(Arc::new(Settings::new(config))),
             store,
             local,
             remote: RwLock::new(None),
-            link: Link::new(configured),
+            link: Link::new(configured, metrics.clone()),
             wake: Notify::new(),
             reconcile: Notify::new(),
             stamp: Notify::new(),
@@ -226,6 +233,8 @@ impl Shared {
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
             schema: Default::default(),
+            watermarks: Mutex::default(),
+            metrics,
             failpoints: Failpoints::from_env(),
             cancel,
             started: Instant::now(),
