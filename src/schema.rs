@@ -390,16 +390,10 @@ impl One<'_> {
                 Ok(())
             }
             Step::Differ {
-                local,
-                remote,
+                name,
                 what,
                 changed,
             } => {
-                let name = if local.name == remote.name {
-                    local.name
-                } else {
-                    format!("{} / {}", local.name, remote.name)
-                };
                 let text = format!(
                     "the two sides have it with other {}{}; drop the wrong one, and it is made like the other",
                     what.join(", "),

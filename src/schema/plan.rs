@@ -62,10 +62,8 @@ pub(super) enum Step {
     },
     /// Indexes of that name, or over those keys, differ.
     Differ {
-        /// The local one.
-        local: Index,
-        /// The remote one.
-        remote: Index,
+        /// Their name, or both.
+        name: String,
         /// What differs.
         what: Vec<String>,
         /// Which side changed since both agreed, where base tells.
@@ -246,9 +244,13 @@ fn differ(local: &Index, was: Option<&Index>, remote: &Index, sync: SchemaSync) 
             };
         }
     }
+    let name = if local.name == remote.name {
+        local.name.clone()
+    } else {
+        format!("{} / {}", local.name, remote.name)
+    };
     Step::Differ {
-        local: local.clone(),
-        remote: remote.clone(),
+        name,
         what,
         changed,
     }

@@ -36,7 +36,10 @@ fn a_new_index_is_made_on_the_other_side_and_a_dropped_one_is_reported() {
         index("a", doc! {"a": 1}, doc! {}),
         index("b", doc! {"b": 1}, doc! {}),
     );
-    let (local, remote) = (with(&[a.clone()]), with(&[b.clone()]));
+    let (local, remote) = (
+        with(std::slice::from_ref(&a)),
+        with(std::slice::from_ref(&b)),
+    );
     let (steps, base) = of_three(&local, None, &remote, SchemaSync::Indexes);
     let wanted = [
         Step::Index {
@@ -91,8 +94,12 @@ fn what_can_not_be_both_is_reported_and_not_touched() {
         index("a_2", doc! {"a": 1}, doc! {"expireAfterSeconds": 9}),
     ] {
         for sync in [SchemaSync::Report, SchemaSync::Indexes, SchemaSync::Full] {
-            let (steps, base) =
-                of_three(&with(&[plain.clone()]), None, &with(&[other.clone()]), sync);
+            let (steps, base) = of_three(
+                &with(std::slice::from_ref(&plain)),
+                None,
+                &with(std::slice::from_ref(&other)),
+                sync,
+            );
             assert!(
                 matches!(&steps[..], [Step::Differ { changed: None, .. }]),
                 "{steps:?}"
