@@ -8,8 +8,12 @@
 mod conflicts;
 mod guard;
 mod health;
+<<<<<<< HEAD
 mod openapi;
 mod schema;
+=======
+pub mod openapi;
+>>>>>>> main
 mod serve;
 mod settings;
 
