@@ -8,12 +8,8 @@
 mod conflicts;
 mod guard;
 mod health;
-<<<<<<< HEAD
-mod openapi;
-mod schema;
-=======
 pub mod openapi;
->>>>>>> main
+mod schema;
 mod serve;
 mod settings;
 
