@@ -21,7 +21,9 @@ use crate::settle::store_failed;
 use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
-use crate::{disk, halt, identity, probe, pull, reconcile, recorder, ruling, stamp, tail, worker};
+use crate::{
+    disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, stamp, tail, worker,
+};
 
 /// Why the daemon could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +102,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     }
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
+    loss::load(&shared).await?;
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),
     })

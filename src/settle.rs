@@ -13,7 +13,7 @@ use crate::failure::{Class, Failure};
 use crate::guard::{Form, Verdict};
 use crate::key::Key;
 use crate::retry::delay_of_attempt;
-use crate::shared::{Settings, Shared};
+use crate::shared::{Settings, Shared, lock};
 use crate::store::base::{self, Intent};
 use crate::store::queue::{self, Change, Row, Work};
 use crate::store::records;
@@ -216,6 +216,7 @@ pub(crate) async fn verdicts(
     let max_retries = settings.config.sync.max_retries;
     let mut settled = Vec::with_capacity(group.len());
     let mut indexes = Vec::with_capacity(group.len());
+    let mut losses = Vec::new();
     for (planned, verdict) in group.into_iter().zip(verdicts) {
         let item = &mut items[planned.item];
         indexes.push(planned.item);
@@ -226,6 +227,11 @@ pub(crate) async fn verdicts(
             Verdict::Done => {
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
                 shared.runs.moved(planned.side, &item.ns.shown, bytes);
+                match (&planned.write.expect, &planned.write.new) {
+                    (_, None) => losses.push((Some(planned.side.other()), item.ns.number)),
+                    (None, _) => losses.push((None, item.ns.number)),
+                    _ => {}
+                }
                 overruled = planned
                     .clash
                     .as_ref()
@@ -323,6 +329,15 @@ pub(crate) async fn verdicts(
         })
         .await
         .map_err(store_failed)?;
+    if !losses.is_empty() {
+        let mut counted = lock(&shared.losses);
+        for (deleted_on, ns) in losses {
+            match deleted_on {
+                Some(side) => counted.deleted(side, ns),
+                None => counted.created(ns),
+            }
+        }
+    }
     for (index, row) in indexes.into_iter().zip(rows) {
         if row.is_some() {
             items[index].work.inbox = row;
