@@ -525,7 +525,7 @@ mod tests {
     #[tokio::test]
     async fn a_fortnight_of_deletions_is_no_mass_but_a_minute_of_them_is() {
         let minute = 60_000;
-        let slow = (0..2000).map(|n| (n, i64::from(n) * 10 * minute));
+        let slow = (0..2000).map(|n| (n, (1_000 + i64::from(n) * 10) * minute));
         assert_eq!(queued(slow.collect(), false).await, 1);
         let fast = (0..2000).map(|n| (n, 1_000 * minute + i64::from(n) * 50));
         assert_eq!(queued(fast.collect(), false).await, 2000);
