@@ -171,10 +171,10 @@ async fn sync(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRu
     run(dispatcher, Command::Sync { collections }).await
 }
 
-/// A JSON object; nothing at all is an empty one.
+/// A JSON object; nothing at all, or `null`, is an empty one.
 fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     let bytes = match bytes.trim_ascii() {
-        b"" => b"{}",
+        b"" | b"null" => b"{}",
         bytes => bytes,
     };
     // By way of an object: serde takes a list for a struct, too.
@@ -183,7 +183,7 @@ fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
 }
 
 /// Compares both databases as a whole and mends what differs
-#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync", 
+#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync",
     responses((status = 200, body = SyncRun),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn reconcile(State(dispatcher): State<Dispatcher>) -> Answer<SyncRun> {
@@ -199,7 +199,7 @@ async fn run(dispatcher: Dispatcher, command: Command) -> Answer<SyncRun> {
 }
 
 /// Stops moving changes; they go on being noted
-#[utoipa::path(post, path = "/api/sync/pause", tag = "sync", 
+#[utoipa::path(post, path = "/api/sync/pause", tag = "sync",
     responses((status = 200, body = openapi::Done),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn pause(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
@@ -207,7 +207,7 @@ async fn pause(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
 }
 
 /// Undoes `pause`
-#[utoipa::path(post, path = "/api/sync/resume", tag = "sync", 
+#[utoipa::path(post, path = "/api/sync/resume", tag = "sync",
     responses((status = 200, body = openapi::Done),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn resume(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
@@ -221,7 +221,7 @@ async fn done(dispatcher: Dispatcher, command: Command) -> Answer<Value> {
 }
 
 /// How things are
-#[utoipa::path(get, path = "/api/sync/status", tag = "sync", 
+#[utoipa::path(get, path = "/api/sync/status", tag = "sync",
     responses((status = 200, body = Status),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn status(State(dispatcher): State<Dispatcher>) -> Answer<Status> {
@@ -232,7 +232,7 @@ async fn status(State(dispatcher): State<Dispatcher>) -> Answer<Status> {
 }
 
 /// Whether the remote can be reached
-#[utoipa::path(get, path = "/api/sync/network-status", tag = "sync", 
+#[utoipa::path(get, path = "/api/sync/network-status", tag = "sync",
     responses((status = 200, body = NetworkStatus),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn network_status(State(dispatcher): State<Dispatcher>) -> Json<NetworkStatus> {
@@ -289,7 +289,7 @@ fn limit(query: Result<Query<Limit>, QueryRejection>) -> Result<u32, ApiError> {
 }
 
 /// Whether the daemon is alive
-#[utoipa::path(get, path = "/healthz", tag = "sync", 
+#[utoipa::path(get, path = "/healthz", tag = "sync", security(()),
     responses((status = 200, body = openapi::Health),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
@@ -301,7 +301,7 @@ async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
 }
 
 /// Whether local changes are being captured
-#[utoipa::path(get, path = "/readyz", tag = "sync", 
+#[utoipa::path(get, path = "/readyz", tag = "sync", security(()),
     responses((status = 200, body = openapi::Health),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn readyz(State(dispatcher): State<Dispatcher>) -> Response {

@@ -163,12 +163,36 @@ pub struct Status {
 pub struct Progress {
     /// `first_sync`, `reconcile` or `verify`.
     pub what: String,
-    /// Collection at work.
+    /// Collection at work; with several at once, the one that moved last.
     pub collection: String,
     /// Documents compared so far, all collections.
     pub documents: u64,
     /// Estimate of the total.
     pub total: u64,
+    /// Bytes of documents read for it so far from both sides, before compression.
+    pub bytes: u64,
+    /// Documents a second, of late.
+    pub rate: f64,
+    /// Time left at that rate in seconds; `None` while nobody can tell.
+    pub seconds_left: Option<u64>,
+    /// The same by collection, in the order in which they are compared.
+    pub collections: Vec<CollectionProgress>,
+}
+
+/// How far the comparison of one collection is.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CollectionProgress {
+    /// Its name, `db.collection` when several databases are synced.
+    pub collection: String,
+    /// Documents compared so far.
+    pub documents: u64,
+    /// Estimate of the total; exact once it is done.
+    pub total: u64,
+    /// Bytes of documents read so far from both sides, before compression.
+    pub bytes: u64,
+    /// Whether all of it was compared.
+    pub done: bool,
 }
 
 /// Answer to `network-status`; names as in the service it replaces.

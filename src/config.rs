@@ -9,6 +9,7 @@ mod load;
 #[cfg(test)]
 mod tests;
 mod uri;
+mod value;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,8 +23,9 @@ use serde::{Deserialize, Serialize};
 pub use load::{ConfigError, Origin};
 
 use build::build;
-use keys::{KEYS, Value};
+use keys::KEYS;
 use load::{Settings, Surroundings};
+use value::Value;
 
 /// Everything the daemon is told; each field has the default named in `config/sangam.toml`.
 #[derive(Clone, Debug)]
@@ -317,7 +319,7 @@ impl ApiConfig {
 
 fn redact(key: &keys::Key, secret: &str) -> String {
     match key.kind {
-        keys::Kind::Uri => uri::redact(secret),
+        value::Kind::Uri => uri::redact(secret),
         _ if secret.is_empty() => String::new(),
         _ => "***".into(),
     }

@@ -15,7 +15,8 @@ use crate::config::Config;
 use crate::conflicts::id_json;
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, Reason};
+use crate::failure::{Class, Failure, PAUSED, Reason};
+use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::{self, StoreError, queue, records};
@@ -31,6 +32,7 @@ impl From<Failure> for CommandError {
     fn from(failure: Failure) -> Self {
         match failure.class {
             Class::Offline(_) => Self::Offline(failure.to_string()),
+            _ if failure.code == Some(PAUSED) => Self::Refused(failure.to_string()),
             _ => Self::Failed(failure.to_string()),
         }
     }
@@ -81,11 +83,7 @@ impl Handle {
         if config.remote_uri.is_none() {
             return Err(CommandError::NotConfigured);
         }
-        if shared.paused.load(Ordering::Relaxed) {
-            return Err(CommandError::BadRequest(
-                "syncing is paused; run `sangam resume` first".into(),
-            ));
-        }
+        self.not_paused()?;
         let mut only = Vec::new();
         for name in &collections {
             let (db, coll) = config
@@ -252,7 +250,7 @@ impl Handle {
             }),
             oldest_unsynced: oldest.map(time),
             clock_skew: shared.remote().map(|_| shared.skew_ms()),
-            progress: lock(&shared.progress).clone(),
+            progress: lock(&shared.progress).as_ref().map(Meter::snapshot),
             notices: notices.into_iter().map(|(_, text)| text).collect(),
             databases: settings.config.databases.clone(),
             site: settings.config.site.clone(),
@@ -326,6 +324,15 @@ impl Handle {
         self.set_paused(false).await
     }
 
+    fn not_paused(&self) -> Result<(), CommandError> {
+        match self.shared.paused.load(Ordering::Relaxed) {
+            true => Err(CommandError::Refused(
+                "syncing is paused; run `sangam resume` first".into(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     async fn set_paused(&self, paused: bool) -> Result<(), CommandError> {
         self.shared.store.set_meta("paused", paused).await?;
         self.shared.paused.store(paused, Ordering::Relaxed);
@@ -342,6 +349,7 @@ impl Handle {
             if shared.settings().config.remote_uri.is_none() {
                 return Err(CommandError::NotConfigured);
             }
+            handle.not_paused()?;
             handle.wait_online().await?;
             if shared.runs.is_owned() {
                 return Err(CommandError::Busy);

@@ -15,7 +15,7 @@
 //! The modules in the order the data takes:
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
-//! where to look: [`tail`], [`pull`], [`reconcile`];
+//! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
@@ -61,6 +61,7 @@ pub mod notify;
 pub mod overrides;
 pub mod probe;
 pub mod process;
+pub mod progress;
 pub mod pull;
 pub mod raw;
 pub mod reconcile;

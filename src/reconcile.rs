@@ -15,12 +15,13 @@ use std::time::Duration;
 use bson::doc;
 use chrono::Utc;
 
-use crate::command::{Progress, RunStatus, SyncRun, Trigger};
+use crate::command::{RunStatus, SyncRun, Trigger};
 use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
 use crate::loss;
+use crate::progress::Meter;
 use crate::raw::Writer;
 use crate::runs;
 use crate::settle::store_failed;
@@ -165,10 +166,11 @@ pub async fn settle_asked(shared: &Arc<Shared>) -> Result<(), Failure> {
 async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result<(), Failure> {
     let outcome = async {
         let began = Utc::now().timestamp_millis() + shared.offset(Side::Remote);
-        let mut done = 0;
+        let first = asked.iter().any(|(_, why)| why == "first sync");
+        *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
         for (db, why) in asked {
             tracing::info!(db, why, "comparing both databases");
-            done = compare(shared, db, why, done).await?;
+            compare(shared, db).await?;
         }
         let seq = shared
             .store
@@ -214,6 +216,9 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
             .map_err(store_failed)?;
         if left == 0 {
             return Ok(());
+        }
+        if shared.paused.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Failure::paused());
         }
         if !shared.may_work() {
             return Err(Failure::offline(
@@ -270,7 +275,7 @@ pub async fn collections(
     Ok(names)
 }
 
-async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Result<u64, Failure> {
+async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
     let settings = shared.settings();
     let mut names = collections(shared, &settings, Side::Local, db).await?;
     let there = collections(shared, &settings, Side::Remote, db).await?;
@@ -278,12 +283,14 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
     names.extend(there);
     names.sort();
     names.dedup();
-    let mut total = 0;
+    let mut numbers = Vec::new();
     for name in &names {
         let counted = shared.local.run_doc(db, doc! {"count": name}).await?;
-        total += u64::try_from(counted.get_i32("n").unwrap_or(0)).unwrap_or(0);
+        let total = u64::try_from(counted.get_i32("n").unwrap_or(0)).unwrap_or(0);
+        let open = |m: &mut Meter| m.open(settings.display(db, name), total, 0, 0);
+        numbers.push(lock(&shared.progress).as_mut().map_or(0, open));
     }
-    for coll in &names {
+    for (coll, number) in names.iter().zip(numbers) {
         let ns = shared
             .store
             .namespace(db, coll)
@@ -292,16 +299,6 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
         if lock(&shared.halted).contains(&ns) {
             continue;
         }
-        let progress = |documents: u64| Progress {
-            what: if why == "first sync" {
-                "first_sync".into()
-            } else {
-                "reconcile".into()
-            },
-            collection: settings.display(db, coll),
-            documents,
-            total: (done + total).max(documents),
-        };
         let mut pass = Pass {
             shared,
             settings: &settings,
@@ -309,24 +306,30 @@ async fn compare(shared: &Arc<Shared>, db: &str, why: &str, mut done: u64) -> Re
             coll,
             ns,
             seen: 0,
+            bytes: 0,
             keys: Default::default(),
         };
         lock(&shared.comparing).insert(ns);
         let mut from = None;
         loop {
             *lock(&shared.touched) = Some(Default::default());
+            let before = (pass.seen, pass.bytes);
             let next = pass.range(from.as_ref()).await?;
-            *lock(&shared.progress) = Some(progress(done + pass.seen));
+            if let Some(meter) = lock(&shared.progress).as_mut() {
+                meter.add(number, pass.seen - before.0, pass.bytes - before.1);
+            }
             match next {
                 Some(id) => from = Some(id),
                 None => break,
             }
         }
-        done += pass.seen;
+        if let Some(meter) = lock(&shared.progress).as_mut() {
+            meter.finish(number);
+        }
         vanished::queue(shared, ns, pass.keys).await?;
         lock(&shared.comparing).remove(&ns);
     }
-    Ok(done)
+    Ok(())
 }
 
 /// One collection being compared.
@@ -338,6 +341,8 @@ struct Pass<'a> {
     ns: u32,
     /// Documents compared.
     seen: u64,
+    /// Bytes of both sides' documents.
+    bytes: u64,
     /// Their keys, as hashes: 8 bytes a document.
     keys: HashSet<u64>,
 }
@@ -418,6 +423,8 @@ impl Pass<'_> {
             return Ok(());
         }
         self.seen += pairs.len() as u64;
+        let bodies = pairs.iter().flat_map(|(_, l, r)| [l, r]).flatten();
+        self.bytes += bodies.map(|d| d.len() as u64).sum::<u64>();
         let keys = pairs
             .iter()
             .map(|(id, _, _)| vanished::hash(&Key::new(self.ns, id)));

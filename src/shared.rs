@@ -11,7 +11,6 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::command::Progress;
 use crate::config::{Config, Policy};
 use crate::decide::Side;
 use crate::echo::Echoes;
@@ -21,6 +20,7 @@ use crate::guard::Stamp;
 use crate::key::Key;
 use crate::link::Link;
 use crate::loss::Losses;
+use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
@@ -79,7 +79,7 @@ pub struct Shared {
     /// Counts of the run at work.
     pub runs: Runs,
     /// First sync or reconcile at work.
-    pub progress: Mutex<Option<Progress>>,
+    pub progress: Mutex<Option<Meter>>,
     /// What a person must know, by topic.
     pub notices: Mutex<HashMap<String, String>>,
     /// Namespaces that are halted (R13).

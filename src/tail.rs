@@ -5,28 +5,27 @@
 //! (R10); keys and resume token are committed in one transaction (R1). Lost history becomes a flag
 //! that starts a reconcile (R11).
 
+mod event;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bson::{Bson, Document, RawDocument, RawDocumentBuf, Timestamp, doc};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, Timestamp};
 use mongodb::change_stream::ChangeStream;
 use mongodb::change_stream::event::ResumeToken;
 use tokio::time::{Instant, timeout};
 
+use self::event::{Event, parse, pipeline};
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
-use crate::key::{Id, Key};
-use crate::raw;
+use crate::key::Key;
 use crate::retry::Retry;
 use crate::settle::store_failed;
-use crate::shared::{OWN_COLLECTIONS, Shared, token_time};
+use crate::shared::{Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
 use crate::store::{self, records};
-
-/// Largest update description that travels with an event, in bytes; larger ones mean "look".
-const DESCRIPTION_BYTES: i32 = 2048;
 
 /// The server's `ChangeStreamFatalError`: no event with our token where it should be.
 const RESUME_TOKEN_NOT_FOUND: i32 = 280;
@@ -153,33 +152,6 @@ async fn lose_history(
     shared.echoes.forget(side);
     shared.reconcile.notify_one();
     Ok(())
-}
-
-fn pipeline(shared: &Shared, settings: &crate::shared::Settings) -> Vec<Document> {
-    // Only plain names are left out on the server; globs are matched here. `$nin` lets events
-    // without a collection (invalidate, dropDatabase) through.
-    let plain = |g: &&String| !g.contains(['*', '?', '[', '{', '.', '\\']);
-    let mut never: Vec<_> = OWN_COLLECTIONS.iter().map(ToString::to_string).collect();
-    never.extend(settings.config.sync.exclude.iter().filter(plain).cloned());
-    let mut stages = vec![
-        doc! {"$match": {"ns.coll": {"$nin": never}}},
-        doc! {"$project": {
-            "operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1,
-            "updateDescription": {"$cond": [
-                {"$lt": [{"$bsonSize": {"$ifNull": ["$updateDescription", {}]}}, DESCRIPTION_BYTES]},
-                "$updateDescription", "$$REMOVE",
-            ]},
-        }},
-    ];
-    if shared.failpoints.mutated("stamp") {
-        // The mutation: an event whose document carries our stamp is taken for our own.
-        let status = format!("$fullDocument.{}", settings.config.fields.sync_status);
-        let body =
-            doc! {"_id": 1, "ns": 1, "operationType": 1, "documentKey._id": 1, "tag": status};
-        stages.truncate(1);
-        stages.push(doc! {"$project": body});
-    }
-    stages
 }
 
 /// The saved position, or a fresh one: now. A database seen for the first time asks for a first sync.
@@ -325,83 +297,6 @@ async fn read(
         if !stream.is_alive() {
             return Ok(());
         }
-    }
-}
-
-/// What one event asks for.
-enum Event {
-    Change {
-        coll: String,
-        id: Id,
-        hint: Option<Vec<u8>>,
-        created: bool,
-    },
-    Halt {
-        coll: Option<String>,
-        what: String,
-    },
-    Nothing,
-}
-
-fn parse(event: &RawDocument, settings: &crate::shared::Settings, db: &str) -> Event {
-    let kind = event.get_str("operationType").unwrap_or_default();
-    if event.get_str("tag").is_ok_and(|tag| tag == "synced") {
-        return Event::Nothing;
-    }
-    let coll = event
-        .get_document("ns")
-        .ok()
-        .and_then(|ns| ns.get_str("coll").ok());
-    match kind {
-        "insert" | "update" | "replace" | "delete" => {
-            let Some(coll) = coll.filter(|c| settings.is_synced(db, c)) else {
-                return Event::Nothing;
-            };
-            let key = event
-                .get_document("documentKey")
-                .ok()
-                .and_then(|k| raw::get(k.as_bytes(), b"_id"));
-            let Some(id) = key.map(|e| Id::from_element(&e)) else {
-                return Event::Nothing;
-            };
-            let hint = match kind {
-                "delete" => Some(b"d".to_vec()),
-                "update" => match event.get_document("updateDescription") {
-                    Ok(d) if queue::only_sync_fields(d.as_bytes(), &settings.sync_fields) => {
-                        return Event::Nothing;
-                    }
-                    Ok(d) => Some([b"u", d.as_bytes()].concat()),
-                    Err(_) => None,
-                },
-                _ => None,
-            };
-            Event::Change {
-                coll: coll.to_owned(),
-                id,
-                hint,
-                created: kind == "insert",
-            }
-        }
-        "drop" | "rename" => match coll.filter(|c| settings.is_synced(db, c)) {
-            Some(coll) => Event::Halt {
-                coll: Some(coll.to_owned()),
-                what: format!("was {}", past(kind)),
-            },
-            None => Event::Nothing,
-        },
-        "dropDatabase" => Event::Halt {
-            coll: None,
-            what: "was dropped".into(),
-        },
-        _ => Event::Nothing,
-    }
-}
-
-fn past(kind: &str) -> &'static str {
-    if kind == "rename" {
-        "renamed"
-    } else {
-        "dropped"
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::keys::Value;
 use super::load::{ConfigError, Setting, Settings};
+use super::value::Value;
 use super::{
     ApiConfig, Config, FieldNames, LogConfig, LogFormat, NamedToken, OnDrop, Policy, ProbeConfig,
     PullConfig, QueueConfig, RetryConfig, SyncConfig,

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, DEFAULTS, KEYS, Key, Value};
+use super::keys::{DEFAULTS, KEYS, Key};
+use super::value::{self, Value};
 
 /// Why the configuration can't be used: one paragraph with cause and remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -262,7 +263,7 @@ impl Settings {
         what: &str,
         origin: Origin,
     ) -> Result<(), ConfigError> {
-        let value = keys::check_text(key.kind, text)
+        let value = value::check_text(key.kind, text)
             .map_err(|message| ConfigError::new(format!("{what} {message}")))?;
         let path = key.path.iter().map(|&segment| segment.to_owned()).collect();
         self.values.insert(path, Setting { key, value, origin });
@@ -324,7 +325,7 @@ impl Walk<'_> {
                         format!(
                             "`{section}` must be a section, written as a line [{section}] with its \
                              keys below, but is {}",
-                            keys::type_name(other)
+                            value::type_name(other)
                         ),
                     ));
                 }
@@ -340,7 +341,7 @@ impl Walk<'_> {
         path: Vec<String>,
         value: &Spanned<DeValue<'_>>,
     ) -> Result<(), ConfigError> {
-        let checked = keys::check(key.kind, value.get_ref()).map_err(|message| {
+        let checked = value::check(key.kind, value.get_ref()).map_err(|message| {
             self.error(value.span(), format!("`{}` {message}", dotted(&path)))
         })?;
         let origin = Origin::File {
@@ -365,7 +366,7 @@ impl Walk<'_> {
         let siblings = KEYS.iter().filter(|key| {
             key.path.len() >= depth && matches(&key.path[..depth - 1], &path[..depth - 1])
         });
-        let near = keys::nearest(
+        let near = value::nearest(
             last,
             siblings
                 .map(|key| key.path[depth - 1])
@@ -379,7 +380,7 @@ impl Walk<'_> {
         })
         .or_else(|| {
             let all: Vec<String> = KEYS.iter().map(|key| key.path.join(".")).collect();
-            keys::nearest(&written, all.iter().map(String::as_str)).map(str::to_owned)
+            value::nearest(&written, all.iter().map(String::as_str)).map(str::to_owned)
         });
         let remedy = match near {
             Some(near) => format!("did you mean `{near}`?"),
