@@ -7,6 +7,7 @@
 
 mod conflicts;
 mod guard;
+mod health;
 mod openapi;
 mod serve;
 mod settings;
@@ -68,6 +69,7 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
         .route("/api/sync/conflicts/{id}", get(conflicts::show))
         .route("/api/sync/conflicts/{id}/resolve", post(conflicts::resolve))
         .route("/api/sync/conflicts/{id}/undo", post(conflicts::undo))
+        .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::document))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -76,8 +78,8 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
             guard::check,
         ));
     Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
         .method_not_allowed_fallback(wrong_method)
         .merge(guarded)
         .with_state(dispatcher)
@@ -286,38 +288,6 @@ fn limit(query: Result<Query<Limit>, QueryRejection>) -> Result<u32, ApiError> {
             let detail = format!("limit must be a whole number from 1 to {MOST_ENTRIES}");
             ApiError::new(StatusCode::BAD_REQUEST, detail)
         })
-}
-
-/// Whether the daemon is alive
-#[utoipa::path(get, path = "/healthz", tag = "sync", security(()),
-    responses((status = 200, body = openapi::Health),
-              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
-async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
-    health(
-        dispatcher.handle().is_alive(),
-        "alive",
-        "an event loop is stuck",
-    )
-}
-
-/// Whether local changes are being captured
-#[utoipa::path(get, path = "/readyz", tag = "sync", security(()),
-    responses((status = 200, body = openapi::Health),
-              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
-async fn readyz(State(dispatcher): State<Dispatcher>) -> Response {
-    health(
-        dispatcher.handle().is_capturing(),
-        "capturing",
-        "local changes are not being captured",
-    )
-}
-
-fn health(good: bool, yes: &str, no: &str) -> Response {
-    if good {
-        Json(json!({ "status": yes })).into_response()
-    } else {
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, no).into_response()
-    }
 }
 
 async fn not_found() -> ApiError {

@@ -22,7 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, stamp, tail, worker,
+    disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, stamp, tail, watermark,
+    worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -149,6 +150,7 @@ impl Daemon {
         task!("stamper", stamp::run(shared.clone()));
         task!("probe", probe::run(shared.clone()));
         task!("watch", watch(self.handle.clone()));
+        task!("watermark", watermark::run(shared.clone()));
         task!("disk", disk::run(shared.clone()));
         if config.remote_uri.is_some() {
             if config.pull.follow {

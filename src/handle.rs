@@ -4,7 +4,7 @@ mod conflicts;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
@@ -20,7 +20,7 @@ use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::{self, StoreError, queue, records};
-use crate::{pull, reconcile, recorder, runs, tail};
+use crate::{pull, reconcile, recorder, runs, tail, vitals, watermark};
 
 /// A running daemon, as the API, the control file and the signals see it. Cheap to clone.
 #[derive(Clone)]
@@ -410,7 +410,16 @@ impl Handle {
 
     /// Whether local changes are being captured (`/readyz`, `READY=1`).
     pub fn is_capturing(&self) -> bool {
-        self.shared.streams_open(Side::Local)
+        let stuck = lock(&self.shared.watermarks)[Side::Local as usize]
+            .is_stuck(watermark::patience(&self.shared), Instant::now());
+        self.shared.streams_open(Side::Local) && !stuck
+    }
+
+    /// The figures for Prometheus.
+    pub async fn metrics(&self) -> Result<String, CommandError> {
+        let status = self.status().await?;
+        let vitals = vitals::take(&self.shared).await?;
+        Ok(self.shared.metrics.render(&status, &vitals))
     }
 
     /// Whether the event loops are alive (`/healthz`, `WATCHDOG=1`).

@@ -21,6 +21,7 @@
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
+//! how things are: [`watermark`], [`vitals`], [`metrics`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
@@ -56,6 +57,7 @@ pub mod link;
 pub mod log;
 pub mod loss;
 pub mod many;
+pub mod metrics;
 pub mod mongod;
 pub mod notify;
 pub mod overrides;
@@ -85,5 +87,7 @@ pub mod undo;
 pub(crate) mod unique;
 pub mod value;
 pub mod view;
+pub mod vitals;
+pub mod watermark;
 pub mod words;
 pub mod worker;

@@ -393,6 +393,7 @@ async fn the_description_covers_every_route() {
         ("/api/sync/conflicts/auto-resolve", vec!["post"]),
         ("/healthz", vec!["get"]),
         ("/readyz", vec!["get"]),
+        ("/metrics", vec!["get"]),
     ] {
         for method in methods {
             assert!(api["paths"][path][method].is_object(), "{method} {path}");

@@ -194,7 +194,7 @@ impl Modify for Token {
     info(title = "Sangam", description = "Keeps a local MongoDB database and a remote one equal, both ways."),
     paths(
         super::sync, super::reconcile, super::pause, super::resume, super::status, super::network_status,
-        super::logs, super::queue, super::healthz, super::readyz,
+        super::logs, super::queue, super::health::healthz, super::health::readyz, super::health::metrics,
         super::settings::config, super::settings::set_config,
         super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,
         super::conflicts::resolve_many, super::conflicts::auto_resolve
