@@ -7,8 +7,8 @@
 //! fortnight of ordinary deletions, made offline, is no mass. What one side has lost for good reasons
 //! and a person has confirmed passes.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::config::OnDrop;
 use crate::decide::{Kind, Side};
 use crate::failure::Failure;
 use crate::halt;
+use crate::key::Key;
 use crate::lift::confirmed_name;
 use crate::settle::{self, store_failed};
 use crate::shared::{Settings, Shared, lock};
@@ -45,6 +46,9 @@ const CROWD: Duration = Duration::from_secs(5);
 /// How long the event of a drop may take until it is read.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Keys of new documents that are remembered for a collection; more would only be exempt from a count.
+const MOST_CREATED: usize = 20_000;
+
 /// A database that lost all its documents is held when it had so many.
 const EMPTIED: u64 = 20;
 
@@ -57,10 +61,10 @@ pub struct Losses {
 #[derive(Debug)]
 struct Recent {
     since: Instant,
-    /// Carried over since.
+    /// Carried over since, of what was there before.
     deleted: u64,
-    /// Created since, on either side: what comes and goes is no loss.
-    created: u64,
+    /// Hashes of keys created since: what comes and goes is no loss.
+    created: HashSet<u64>,
     crowd: Option<Crowd>,
     /// The last count of what waits, when it was taken, and how long it may be believed.
     counted: Option<(u64, Instant, Duration)>,
@@ -79,34 +83,41 @@ impl Losses {
         let recent = self.recent.entry((side, ns)).or_insert_with(|| Recent {
             since: now,
             deleted: 0,
-            created: 0,
+            created: HashSet::new(),
             crowd: None,
             counted: None,
         });
         if now.duration_since(recent.since) > WINDOW {
-            (recent.since, recent.deleted, recent.created) = (now, 0, 0);
+            (recent.since, recent.deleted) = (now, 0);
+            recent.created.clear();
         }
         recent
     }
 
     /// A deletion that happened on `from` was carried over.
-    pub fn deleted(&mut self, from: Side, ns: u32) {
-        self.of(from, ns).deleted += 1;
+    pub fn deleted(&mut self, from: Side, key: &Key) {
+        let recent = self.of(from, key.ns());
+        if !recent.created.remove(&hash(key)) {
+            recent.deleted += 1;
+        }
     }
 
     /// A document was created on one side and carried over.
-    pub fn created(&mut self, ns: u32) {
-        self.of(Side::Local, ns).created += 1;
-        self.of(Side::Remote, ns).created += 1;
+    pub fn created(&mut self, key: &Key) {
+        for side in [Side::Local, Side::Remote] {
+            let created = &mut self.of(side, key.ns()).created;
+            if created.len() < MOST_CREATED {
+                created.insert(hash(key));
+            }
+        }
     }
 }
 
-impl Recent {
-    /// Lost for good lately, of what was there before.
-    fn gone(&self) -> u64 {
-        self.deleted.saturating_sub(self.created)
-    }
+fn hash(key: &Key) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key.as_bytes())
+}
 
+impl Recent {
     /// Whether more deletions are likely to be on their way.
     fn is_growing(&mut self, waiting: u64) -> bool {
         let now = Instant::now();
@@ -267,7 +278,7 @@ async fn mass(
         let mut losses = lock(&shared.losses);
         let recent = losses.of(from, n);
         let waiting = waiting.max(count);
-        let loss = waiting + recent.gone();
+        let loss = waiting + recent.deleted;
         if loss < FEWEST {
             recent.crowd = None;
             return Ok(Verdict::Pass);
@@ -278,7 +289,7 @@ async fn mass(
         return Ok(Verdict::Hold(QUIET));
     }
     let there = count_on(shared, from.other(), &ns.db, &ns.coll).await?;
-    let before = there + lock(&shared.losses).of(from, n).gone();
+    let before = there + lock(&shared.losses).of(from, n).deleted;
     if loss.saturating_mul(100) <= percent.saturating_mul(before) {
         return Ok(Verdict::Pass);
     }
@@ -488,7 +499,7 @@ pub fn forget_confirmed(c: &Connection) -> rusqlite::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::{Id, Key};
+    use crate::key::Id;
     use crate::store::Store;
     use crate::store::base;
     use crate::store::queue::Change;

@@ -235,8 +235,10 @@ pub(crate) async fn verdicts(
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
                 shared.runs.moved(planned.side, &item.ns.shown, bytes);
                 match (&planned.write.expect, &planned.write.new) {
-                    (_, None) => losses.push((Some(planned.side.other()), item.ns.number)),
-                    (None, _) => losses.push((None, item.ns.number)),
+                    (_, None) => {
+                        losses.push((Some(planned.side.other()), planned.write.key.clone()));
+                    }
+                    (None, _) => losses.push((None, planned.write.key.clone())),
                     _ => {}
                 }
                 let row = match planned.side {
@@ -346,10 +348,10 @@ pub(crate) async fn verdicts(
         .map_err(store_failed)?;
     if !losses.is_empty() {
         let mut counted = lock(&shared.losses);
-        for (deleted_on, ns) in losses {
+        for (deleted_on, key) in &losses {
             match deleted_on {
-                Some(side) => counted.deleted(side, ns),
-                None => counted.created(ns),
+                Some(side) => counted.deleted(*side, key),
+                None => counted.created(key),
             }
         }
     }

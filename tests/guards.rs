@@ -142,6 +142,7 @@ async fn r13_what_a_comparison_finds_deleted_is_held_as_a_whole() {
     let daemon = world.start_with(settings).await;
     let (here, there) = fill(&world, &daemon, "c", 2500).await;
     let (lost, lost_there) = fill(&world, &daemon, "lost", 5).await;
+    wait_reconciled(&daemon).await;
     // WHEN more than a fifth of a collection is deleted there, and another one dropped
     there.delete_many(doc! {"_id": {"$lt": 600}}).await.unwrap();
     lost_there.drop().await.unwrap();
