@@ -54,6 +54,8 @@ pub enum Command {
     Sync(SyncArgs),
     /// Say how things are
     Status,
+    /// Whether the daemon answers and its tasks run: exit code 0 or 1. For a container's HEALTHCHECK
+    Healthcheck,
     /// List the changes that wait
     Queue {
         /// Most entries to list
@@ -330,6 +332,7 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Reconcile { adopt: false } => sync::reconcile(client, output).await,
         Command::Reconcile { adopt: true } => sync::adopt(&loaded.config, output).await,
         Command::Status => ask::status(client, output).await,
+        Command::Healthcheck => ask::healthcheck(client, output).await,
         Command::Queue { limit } => ask::queue(client, limit, output).await,
         Command::Logs { limit } => ask::logs(client, limit, output).await,
         Command::Pause => ask::order(client, "/api/sync/pause", output).await,
