@@ -413,7 +413,7 @@ async fn emptied(
     shared: &Arc<Shared>,
     settings: &Settings,
     side: Side,
-    (db, known): (&str, &[(u32, String, Option<String>)]),
+    (db, known): (&str, &[Known]),
 ) -> Result<(), Failure> {
     let numbers: Vec<u32> = known.iter().map(|(ns, ..)| *ns).collect();
     let had = shared.store.call(move |c| {
@@ -449,8 +449,11 @@ async fn emptied(
     Ok(())
 }
 
-/// The collections of a database that base knows documents of, with the side whose loss is confirmed.
-fn known(c: &Connection, db: &str) -> rusqlite::Result<Vec<(u32, String, Option<String>)>> {
+/// A collection that base knows documents of: number, name, the side whose loss is confirmed.
+type Known = (u32, String, Option<String>);
+
+/// The collections of a database that base knows.
+fn known(c: &Connection, db: &str) -> rusqlite::Result<Vec<Known>> {
     let mut named = c.prepare_cached("SELECT n, coll FROM namespaces WHERE db = ? ORDER BY n")?;
     let named = named.query_map([db], |r| Ok((r.get::<_, u32>(0)?, r.get::<_, String>(1)?)))?;
     let mut found = Vec::new();
@@ -483,7 +486,8 @@ pub async fn load(shared: &Shared) -> Result<(), store::StoreError> {
         }
         Ok(found)
     });
-    lock(&shared.comparing).extend(unfinished.await?);
+    let unfinished = unfinished.await?;
+    lock(&shared.comparing).extend(unfinished);
     Ok(())
 }
 
@@ -560,7 +564,7 @@ mod tests {
                     hint: None,
                     ..change.clone()
                 };
-                queue::enqueue(c, Side::Local, &[look.clone()], 0)?;
+                queue::enqueue(c, Side::Local, std::slice::from_ref(&look), 0)?;
                 queue::enqueue(c, Side::Local, &[change], 60_000)?;
                 if n < 50 {
                     queue::enqueue(c, Side::Local, &[look], 60_000)?;
