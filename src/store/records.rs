@@ -64,11 +64,11 @@ pub fn any_overruled(c: &Connection) -> rusqlite::Result<bool> {
         .query_row([], |r| r.get(0))
 }
 
-/// Takes the record that [`put_overruled`] kept, with the digest.
-pub fn take_overruled(
-    c: &Connection,
-    key: &Key,
-) -> rusqlite::Result<Option<(Vec<u8>, Option<Vec<u8>>)>> {
+/// A record kept ahead, and the digest of what its write replaces.
+pub type Overruled = (Vec<u8>, Option<Vec<u8>>);
+
+/// Takes the record that [`put_overruled`] kept.
+pub fn take_overruled(c: &Connection, key: &Key) -> rusqlite::Result<Option<Overruled>> {
     c.prepare_cached("DELETE FROM overruled WHERE key = ? RETURNING doc, gone")?
         .query_row([key.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
         .optional()
