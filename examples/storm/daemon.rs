@@ -109,12 +109,22 @@ impl Daemon {
     pub fn look_after(&mut self) -> Result<()> {
         self.note();
         if let Some(status) = self.child.exit_status()? {
-            if !self.told && !killed(status) {
+            if !self.told && !killed(status) && !self.found_no_room()? {
                 self.own_ends.push(describe(status));
             }
             self.respawn()?;
         }
         Ok(())
+    }
+
+    /// Whether it ended since its state could not be opened on a full disk: it says so, with the
+    /// remedy, and there is nothing else that it could do.
+    fn found_no_room(&self) -> Result<bool> {
+        let log = std::fs::read_to_string(self.log())?;
+        let mut last = log.lines().rev();
+        Ok(last
+            .next()
+            .is_some_and(|line| line.starts_with("hint: free some space")))
     }
 
     fn note(&mut self) {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc, spec::BinarySubtype};
@@ -151,7 +151,8 @@ impl Writer {
     }
 
     fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
-        self.shared.ledger.lock().unwrap()
+        let ledger = self.shared.ledger.lock();
+        ledger.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One write of `v` in a document that this writer alone writes on this side.
