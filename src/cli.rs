@@ -6,6 +6,7 @@
 mod ask;
 mod config;
 mod conflicts;
+mod progress;
 mod resolve;
 mod sync;
 mod table;
@@ -43,7 +44,7 @@ pub struct Args {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but conflicts or differences \
-    are open; 69 the remote database or the daemon can't be reached; 78 bad configuration.";
+    are open; 69 the remote database or the daemon can't be reached; 78 bad configuration; 130 stopped by Ctrl-C.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -229,6 +230,9 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Ctrl-C, as shells have it.
+    const INTERRUPTED: u8 = 130;
+
     fn new(message: impl ToString, hint: Option<&str>, exit_code: u8) -> Self {
         Self {
             message: message.to_string(),
