@@ -29,6 +29,7 @@
 pub mod advice;
 pub mod api;
 pub mod batch;
+pub mod budget;
 pub mod cli;
 pub mod client;
 pub mod command;
