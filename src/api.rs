@@ -9,6 +9,7 @@ mod conflicts;
 mod guard;
 mod health;
 pub mod openapi;
+mod schema;
 mod serve;
 mod settings;
 
@@ -60,6 +61,7 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
             "/api/sync/config",
             get(settings::config).put(settings::set_config),
         )
+        .route("/api/sync/schema", get(schema::report).post(schema::make))
         .route("/api/sync/conflicts", get(conflicts::list))
         .route("/api/sync/conflicts/resolve", post(conflicts::resolve_many))
         .route(
@@ -128,7 +130,7 @@ impl From<CommandError> for ApiError {
                 StatusCode::CONFLICT
             }
             CommandError::NotFound(_) => StatusCode::NOT_FOUND,
-            CommandError::NotConfigured | CommandError::Offline(_) => {
+            CommandError::NotConfigured | CommandError::Offline(_) | CommandError::LocalAway(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             CommandError::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -366,6 +368,7 @@ mod tests {
             (CommandError::Busy, 409),
             (CommandError::NotConfigured, 503),
             (CommandError::Offline("no internet".into()), 503),
+            (CommandError::LocalAway("no server".into()), 503),
             (CommandError::BadRequest("no such collection".into()), 400),
             (CommandError::Failed("broken".into()), 500),
         ] {

@@ -16,9 +16,10 @@
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
 //! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
+//! indexes and options: [`schema`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
-//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
+//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
 //! how things are: [`watermark`], [`vitals`], [`metrics`];
@@ -56,6 +57,7 @@ pub mod key;
 pub mod lift;
 pub mod link;
 pub mod log;
+pub mod loss;
 pub mod many;
 pub mod metrics;
 pub mod mongod;
@@ -75,6 +77,7 @@ pub mod rules;
 pub mod ruling;
 pub mod run;
 pub mod runs;
+pub mod schema;
 pub(crate) mod settle;
 pub mod shared;
 pub mod side;

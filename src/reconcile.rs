@@ -20,6 +20,7 @@ use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
+use crate::loss;
 use crate::progress::Meter;
 use crate::raw::Writer;
 use crate::runs;
@@ -29,6 +30,9 @@ use crate::side::Endpoint;
 use crate::store::queue::{self, Change};
 use crate::store::{self, base};
 use crate::tail::reconcile_name;
+
+/// A local server that is away for so long ends the wait for what has to be written to it.
+const LOCAL_AWAY: Duration = Duration::from_secs(15);
 
 /// Documents of a range.
 const RANGE: usize = 1000;
@@ -167,6 +171,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
         let began = Utc::now().timestamp_millis() + shared.offset(Side::Remote);
         let first = asked.iter().any(|(_, why)| why == "first sync");
         *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
+        crate::schema::before_data(shared).await?;
         for (db, why) in asked {
             tracing::info!(db, why, "comparing both databases");
             compare(shared, db).await?;
@@ -187,6 +192,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
                     [&reconcile_name(db), why],
                 )?;
             }
+            loss::forget_confirmed(c)?;
             store::set_meta(c, "compared_from", began)?;
             store::set_meta(c, "last_reconcile", now)
         });
@@ -195,12 +201,16 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
     .await;
     *lock(&shared.progress) = None;
     *lock(&shared.touched) = None;
+    if outcome.is_ok() {
+        lock(&shared.comparing).clear();
+    }
     outcome
 }
 
 /// Waits until nothing queued up to `seq` is ready any more; an outage ends the wait.
 pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(), Failure> {
     shared.wake.notify_one();
+    let mut local_seen = tokio::time::Instant::now();
     loop {
         let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
         let only = only.to_vec();
@@ -211,6 +221,11 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
             .map_err(store_failed)?;
         if left == 0 {
             return Ok(());
+        }
+        if shared.streams_open(Side::Local) {
+            local_seen = tokio::time::Instant::now();
+        } else if local_seen.elapsed() > LOCAL_AWAY {
+            return Err(Failure::timeout().of(Side::Local));
         }
         if shared.paused.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Failure::paused());
@@ -273,7 +288,9 @@ pub async fn collections(
 async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
     let settings = shared.settings();
     let mut names = collections(shared, &settings, Side::Local, db).await?;
-    names.extend(collections(shared, &settings, Side::Remote, db).await?);
+    let there = collections(shared, &settings, Side::Remote, db).await?;
+    loss::before_comparison(shared, &settings, db, [&names, &there]).await?;
+    names.extend(there);
     names.sort();
     names.dedup();
     let mut numbers = Vec::new();
@@ -302,6 +319,7 @@ async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
             bytes: 0,
             keys: Default::default(),
         };
+        lock(&shared.comparing).insert(ns);
         let mut from = None;
         loop {
             *lock(&shared.touched) = Some(Default::default());
@@ -319,6 +337,7 @@ async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
             meter.finish(number);
         }
         vanished::queue(shared, ns, pass.keys).await?;
+        lock(&shared.comparing).remove(&ns);
     }
     Ok(())
 }
@@ -452,7 +471,7 @@ impl Pass<'_> {
                         changed[side as usize].push(Change {
                             key: key.clone(),
                             id: id.clone(),
-                            hint: None,
+                            hint: there.is_none().then(|| queue::LOOK_GONE.to_vec()),
                         });
                     }
                 }
