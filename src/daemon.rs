@@ -100,6 +100,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     }
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
+    reconcile::load(&shared).await?;
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),
     })

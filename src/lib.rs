@@ -15,7 +15,7 @@
 //! The modules in the order the data takes:
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
-//! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
+//! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
@@ -79,10 +79,12 @@ pub mod signals;
 pub mod stamp;
 pub mod store;
 pub mod tail;
+pub mod touched;
 pub mod trial;
 pub mod undo;
 pub(crate) mod unique;
 pub mod value;
 pub mod view;
+pub mod walk;
 pub mod words;
 pub mod worker;

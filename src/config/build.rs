@@ -61,6 +61,7 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
             interval: read.duration(&["pull", "interval"]),
             follow: read.bool(&["pull", "follow"]),
             reconcile: read.duration(&["pull", "reconcile"]),
+            exact_nights: read.int(&["pull", "exact_nights"]),
         },
         retry: RetryConfig {
             initial: read.duration(&["retry", "initial"]),

@@ -140,6 +140,7 @@ pub(super) static KEYS: &[Key] = &[
             zero: true,
         },
     ),
+    key(&["pull", "exact_nights"], Kind::Int { min: 0, max: 366 }),
     key(
         &["retry", "initial"],
         Kind::Duration {

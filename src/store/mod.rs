@@ -13,6 +13,7 @@ pub mod cases;
 pub mod queue;
 pub mod records;
 mod schema;
+pub mod walks;
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
