@@ -7,6 +7,7 @@
 
 mod conflicts;
 mod guard;
+mod health;
 mod openapi;
 mod serve;
 mod settings;
@@ -68,6 +69,7 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
         .route("/api/sync/conflicts/{id}", get(conflicts::show))
         .route("/api/sync/conflicts/{id}/resolve", post(conflicts::resolve))
         .route("/api/sync/conflicts/{id}/undo", post(conflicts::undo))
+        .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::document))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
@@ -76,8 +78,8 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
             guard::check,
         ));
     Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
         .method_not_allowed_fallback(wrong_method)
         .merge(guarded)
         .with_state(dispatcher)
@@ -171,10 +173,10 @@ async fn sync(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRu
     run(dispatcher, Command::Sync { collections }).await
 }
 
-/// A JSON object; nothing at all is an empty one.
+/// A JSON object; nothing at all, or `null`, is an empty one.
 fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     let bytes = match bytes.trim_ascii() {
-        b"" => b"{}",
+        b"" | b"null" => b"{}",
         bytes => bytes,
     };
     // By way of an object: serde takes a list for a struct, too.
@@ -182,12 +184,27 @@ fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     serde_json::from_value(Value::Object(object))
 }
 
+#[derive(Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ReconcileRequest {
+    /// Read every document instead of comparing checksums, which don't see every change of a fraction.
+    #[serde(default)]
+    exact: bool,
+}
+
 /// Compares both databases as a whole and mends what differs
-#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync", 
+#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync", request_body = Option<ReconcileRequest>,
     responses((status = 200, body = SyncRun),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
-async fn reconcile(State(dispatcher): State<Dispatcher>) -> Answer<SyncRun> {
-    run(dispatcher, Command::Reconcile).await
+async fn reconcile(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRun> {
+    let bytes = read(body).await?;
+    let ReconcileRequest { exact } = object(&bytes).map_err(|error| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body must be {{\"exact\": true}} or empty: {error}"),
+        )
+    })?;
+    run(dispatcher, Command::Reconcile { exact }).await
 }
 
 async fn run(dispatcher: Dispatcher, command: Command) -> Answer<SyncRun> {
@@ -199,7 +216,7 @@ async fn run(dispatcher: Dispatcher, command: Command) -> Answer<SyncRun> {
 }
 
 /// Stops moving changes; they go on being noted
-#[utoipa::path(post, path = "/api/sync/pause", tag = "sync", 
+#[utoipa::path(post, path = "/api/sync/pause", tag = "sync",
     responses((status = 200, body = openapi::Done),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn pause(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
@@ -207,7 +224,7 @@ async fn pause(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
 }
 
 /// Undoes `pause`
-#[utoipa::path(post, path = "/api/sync/resume", tag = "sync", 
+#[utoipa::path(post, path = "/api/sync/resume", tag = "sync",
     responses((status = 200, body = openapi::Done),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn resume(State(dispatcher): State<Dispatcher>) -> Answer<Value> {
@@ -221,7 +238,7 @@ async fn done(dispatcher: Dispatcher, command: Command) -> Answer<Value> {
 }
 
 /// How things are
-#[utoipa::path(get, path = "/api/sync/status", tag = "sync", 
+#[utoipa::path(get, path = "/api/sync/status", tag = "sync",
     responses((status = 200, body = Status),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn status(State(dispatcher): State<Dispatcher>) -> Answer<Status> {
@@ -232,7 +249,7 @@ async fn status(State(dispatcher): State<Dispatcher>) -> Answer<Status> {
 }
 
 /// Whether the remote can be reached
-#[utoipa::path(get, path = "/api/sync/network-status", tag = "sync", 
+#[utoipa::path(get, path = "/api/sync/network-status", tag = "sync",
     responses((status = 200, body = NetworkStatus),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
 async fn network_status(State(dispatcher): State<Dispatcher>) -> Json<NetworkStatus> {
@@ -286,38 +303,6 @@ fn limit(query: Result<Query<Limit>, QueryRejection>) -> Result<u32, ApiError> {
             let detail = format!("limit must be a whole number from 1 to {MOST_ENTRIES}");
             ApiError::new(StatusCode::BAD_REQUEST, detail)
         })
-}
-
-/// Whether the daemon is alive
-#[utoipa::path(get, path = "/healthz", tag = "sync", 
-    responses((status = 200, body = openapi::Health),
-              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
-async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
-    health(
-        dispatcher.handle().is_alive(),
-        "alive",
-        "an event loop is stuck",
-    )
-}
-
-/// Whether local changes are being captured
-#[utoipa::path(get, path = "/readyz", tag = "sync", 
-    responses((status = 200, body = openapi::Health),
-              (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
-async fn readyz(State(dispatcher): State<Dispatcher>) -> Response {
-    health(
-        dispatcher.handle().is_capturing(),
-        "capturing",
-        "local changes are not being captured",
-    )
-}
-
-fn health(good: bool, yes: &str, no: &str) -> Response {
-    if good {
-        Json(json!({ "status": yes })).into_response()
-    } else {
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, no).into_response()
-    }
 }
 
 async fn not_found() -> ApiError {

@@ -107,7 +107,9 @@ impl Planned {
 /// Works through claimed keys and lets go of them. An error means that a side or the store failed.
 pub async fn process(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
     let keys: Vec<Key> = works.iter().map(|w| w.key.clone()).collect();
+    let began = Instant::now();
     let outcome = run(shared, works).await;
+    shared.metrics.batch(keys.len(), began.elapsed());
     shared.touched.note(&keys);
     let mut busy = lock(&shared.busy);
     for key in &keys {

@@ -21,7 +21,9 @@ use crate::settle::store_failed;
 use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
-use crate::{disk, halt, identity, probe, pull, reconcile, recorder, ruling, stamp, tail, worker};
+use crate::{
+    disk, halt, identity, probe, pull, reconcile, recorder, ruling, stamp, tail, watermark, worker,
+};
 
 /// Why the daemon could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +149,7 @@ impl Daemon {
         task!("stamper", stamp::run(shared.clone()));
         task!("probe", probe::run(shared.clone()));
         task!("watch", watch(self.handle.clone()));
+        task!("watermark", watermark::run(shared.clone()));
         task!("disk", disk::run(shared.clone()));
         if config.remote_uri.is_some() {
             if config.pull.follow {

@@ -18,7 +18,7 @@ use crate::store::queue;
 const EVERY: Duration = Duration::from_secs(2);
 
 /// Bytes that a queued key is reckoned to take in the file, index entries included.
-const ROW: u64 = 200;
+pub(crate) const ROW: u64 = 200;
 
 /// Runs until the daemon ends.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
@@ -68,7 +68,7 @@ async fn look(shared: &Shared) -> Result<Option<String>, Failure> {
 }
 
 /// Free space for us on the file system of a folder; `None` where it can't be told.
-fn free_bytes(dir: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(dir: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(dir).ok()?;
     Some(stat.f_bavail * stat.f_frsize)
 }

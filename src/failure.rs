@@ -106,8 +106,8 @@ impl std::fmt::Display for Failure {
         match self.class {
             Class::Offline(reason) => f.write_str(reason.message()),
             _ => match self.code {
+                Some(PAUSED) | None => f.write_str(&self.what),
                 Some(code) => write!(f, "{} (code {code})", self.what),
-                None => f.write_str(&self.what),
             },
         }
     }
@@ -136,6 +136,16 @@ impl Failure {
         }
     }
 
+    /// Somebody said `pause` while work was going on.
+    pub fn paused() -> Self {
+        Self {
+            class: Class::Transient,
+            code: Some(PAUSED),
+            answered: true,
+            what: "paused meanwhile; `sangam resume` goes on".into(),
+        }
+    }
+
     /// Something of ours went wrong.
     pub fn fatal(what: impl Into<String>) -> Self {
         Self {
@@ -161,6 +171,9 @@ impl Failure {
         matches!(self.class, Class::Offline(_))
     }
 }
+
+/// Our own, beside the server's: told to pause.
+pub const PAUSED: i32 = -1;
 
 /// The server's `Unauthorized`.
 pub const UNAUTHORIZED: i32 = 13;

@@ -4,7 +4,7 @@ mod conflicts;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
@@ -15,12 +15,12 @@ use crate::config::Config;
 use crate::conflicts::id_json;
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, Reason};
+use crate::failure::{Class, Failure, PAUSED, Reason};
 use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::{self, StoreError, queue, records};
-use crate::{pull, reconcile, recorder, runs, tail};
+use crate::{pull, reconcile, recorder, runs, tail, vitals, watermark};
 
 /// A running daemon, as the API, the control file and the signals see it. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +32,7 @@ impl From<Failure> for CommandError {
     fn from(failure: Failure) -> Self {
         match failure.class {
             Class::Offline(_) => Self::Offline(failure.to_string()),
+            _ if failure.code == Some(PAUSED) => Self::Refused(failure.to_string()),
             _ => Self::Failed(failure.to_string()),
         }
     }
@@ -82,11 +83,7 @@ impl Handle {
         if config.remote_uri.is_none() {
             return Err(CommandError::NotConfigured);
         }
-        if shared.paused.load(Ordering::Relaxed) {
-            return Err(CommandError::BadRequest(
-                "syncing is paused; run `sangam resume` first".into(),
-            ));
-        }
+        self.not_paused()?;
         let mut only = Vec::new();
         for name in &collections {
             let (db, coll) = config
@@ -327,6 +324,15 @@ impl Handle {
         self.set_paused(false).await
     }
 
+    fn not_paused(&self) -> Result<(), CommandError> {
+        match self.shared.paused.load(Ordering::Relaxed) {
+            true => Err(CommandError::Refused(
+                "syncing is paused; run `sangam resume` first".into(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     async fn set_paused(&self, paused: bool) -> Result<(), CommandError> {
         self.shared.store.set_meta("paused", paused).await?;
         self.shared.paused.store(paused, Ordering::Relaxed);
@@ -335,23 +341,20 @@ impl Handle {
         Ok(())
     }
 
-    /// Compares both sides whole against base and mends what differs.
-    pub async fn reconcile(&self) -> Result<SyncRun, CommandError> {
+    /// Compares both sides whole against base and mends what differs; `exact` reads every document.
+    pub async fn reconcile(&self, exact: bool) -> Result<SyncRun, CommandError> {
         let handle = self.clone();
         let task = tokio::spawn(async move {
             let shared = &handle.shared;
             if shared.settings().config.remote_uri.is_none() {
                 return Err(CommandError::NotConfigured);
             }
+            handle.not_paused()?;
             handle.wait_online().await?;
             if shared.runs.is_owned() {
                 return Err(CommandError::Busy);
             }
-            let mut asked = Vec::new();
-            for db in &shared.settings().config.databases {
-                reconcile::ask(shared, db, "asked for").await?;
-                asked.push((db.clone(), "asked for".to_owned()));
-            }
+            let asked = reconcile::ask_now(shared, exact).await?;
             Ok(reconcile::reconcile(shared, Trigger::Manual, &asked).await?)
         });
         task.await
@@ -403,7 +406,16 @@ impl Handle {
 
     /// Whether local changes are being captured (`/readyz`, `READY=1`).
     pub fn is_capturing(&self) -> bool {
-        self.shared.streams_open(Side::Local)
+        let stuck = lock(&self.shared.watermarks)[Side::Local as usize]
+            .is_stuck(watermark::patience(&self.shared), Instant::now());
+        self.shared.streams_open(Side::Local) && !stuck
+    }
+
+    /// The figures for Prometheus.
+    pub async fn metrics(&self) -> Result<String, CommandError> {
+        let status = self.status().await?;
+        let vitals = vitals::take(&self.shared).await?;
+        Ok(self.shared.metrics.render(&status, &vitals))
     }
 
     /// Whether the event loops are alive (`/healthz`, `WATCHDOG=1`).

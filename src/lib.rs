@@ -21,6 +21,7 @@
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
+//! how things are: [`watermark`], [`vitals`], [`metrics`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
@@ -55,6 +56,7 @@ pub mod lift;
 pub mod link;
 pub mod log;
 pub mod many;
+pub mod metrics;
 pub mod mongod;
 pub mod notify;
 pub mod overrides;
@@ -85,6 +87,8 @@ pub mod undo;
 pub(crate) mod unique;
 pub mod value;
 pub mod view;
+pub mod vitals;
 pub mod walk;
+pub mod watermark;
 pub mod words;
 pub mod worker;

@@ -4,6 +4,7 @@
 //! runs in an outage and when the link has been silent for an interval. Whoever waits for the link
 //! is woken at once when it is back (R20).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -11,6 +12,10 @@ use tokio::sync::watch;
 
 use crate::command::LinkStatus;
 use crate::failure::{Class, Failure, Reason};
+use crate::metrics::Metrics;
+
+/// Names of all states.
+pub const STATES: [&str; 4] = ["not_configured", "online", "interrupted", "offline"];
 
 /// State of the link.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +31,18 @@ pub enum State {
         /// When the next probe is due.
         next_probe: DateTime<Utc>,
     },
+}
+
+impl State {
+    /// As in the API.
+    pub fn name(&self) -> &'static str {
+        STATES[match self {
+            Self::NotConfigured => 0,
+            Self::Online => 1,
+            Self::Interrupted => 2,
+            Self::Offline { .. } => 3,
+        }]
+    }
 }
 
 /// The state with its history.
@@ -51,14 +68,12 @@ impl Snapshot {
 
     /// For the API.
     pub fn status(&self) -> LinkStatus {
-        let (state, next_probe) = match self.state {
-            State::NotConfigured => ("not_configured", None),
-            State::Online => ("online", None),
-            State::Interrupted => ("interrupted", None),
-            State::Offline { next_probe } => ("offline", Some(next_probe)),
+        let next_probe = match self.state {
+            State::Offline { next_probe } => Some(next_probe),
+            _ => None,
         };
         LinkStatus {
-            state: state.into(),
+            state: self.state.name().into(),
             since: self.since,
             reason: self.reason.map(|r| r.name().into()),
             message: match self.state {
@@ -76,11 +91,12 @@ impl Snapshot {
 /// The link, shared by all tasks.
 pub struct Link {
     state: watch::Sender<Snapshot>,
+    metrics: Arc<Metrics>,
 }
 
 impl Link {
     /// A link that nobody has tried yet.
-    pub fn new(configured: bool) -> Self {
+    pub fn new(configured: bool, metrics: Arc<Metrics>) -> Self {
         let state = if configured {
             State::Interrupted
         } else {
@@ -96,6 +112,7 @@ impl Link {
         };
         Self {
             state: watch::Sender::new(first),
+            metrics,
         }
     }
 
@@ -123,6 +140,7 @@ impl Link {
             if came_back {
                 tracing::info!("link is online");
                 (s.state, s.since, s.reason) = (State::Online, Utc::now(), None);
+                self.metrics.link_changed(s.state.name());
                 s.online_since = s.last_heard;
             }
             came_back
@@ -145,6 +163,7 @@ impl Link {
                 reason.message()
             );
             (s.state, s.since, s.reason) = (State::Interrupted, Utc::now(), Some(reason));
+            self.metrics.link_changed(s.state.name());
             true
         });
     }
@@ -165,6 +184,9 @@ impl Link {
             }
             if !matches!(s.state, State::Offline { .. } | State::Interrupted) {
                 s.since = now;
+            }
+            if !matches!(s.state, State::Offline { .. }) {
+                self.metrics.link_changed(STATES[3]);
             }
             s.state = State::Offline { next_probe };
             s.reason = Some(reason);
@@ -198,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn traffic_feeds_the_link_and_wakes_those_who_wait() {
-        let link = std::sync::Arc::new(Link::new(true));
+        let link = Arc::new(Link::new(true, Arc::default()));
         assert!(!link.is_online());
         let waiter = tokio::spawn({
             let link = link.clone();

@@ -111,6 +111,7 @@ impl Overrides {
                 next.remove(name);
                 continue;
             }
+            let value = &whole(value);
             check(name, value)
                 .map_err(|wanted| format!("{name} must be {wanted}, but is {value}"))?;
             next.insert(name.clone(), value.clone());
@@ -145,6 +146,14 @@ impl Overrides {
             }
         }
         config
+    }
+}
+
+/// `5.0` is the whole number 5, in JSON as in its schemas.
+fn whole(value: &Json) -> Json {
+    match value.as_f64() {
+        Some(n) if value.is_f64() && n.fract() == 0.0 && (0.0..1e9).contains(&n) => json!(n as u64),
+        _ => value.clone(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
+use crate::metrics::Retried;
 use crate::retry::Retry;
 use crate::shared::Shared;
 use crate::side::Endpoint;
@@ -42,6 +43,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 }
                 Err(failure) if failure.class == Class::Fatal => return Err(failure),
                 Err(failure) => {
+                    shared.metrics.retried(Retried::Probe);
                     let delay = retry.next_delay();
                     let reason = match failure.class {
                         Class::Offline(reason) => reason,

@@ -37,10 +37,13 @@ use crate::tail::reconcile_name;
 /// Why a database is compared that was never compared before.
 const FIRST_SYNC: &str = "first sync";
 
+/// Why a database is compared when its time has come.
+const SCHEDULED: &str = "scheduled";
+
 /// Why a database is compared because a person wants it: by hashes, or every document.
-pub(crate) const ASKED: &str = "asked for";
+const ASKED: &str = "asked for";
 /// See [`ASKED`].
-pub(crate) const ASKED_EXACTLY: &str = "asked for, exactly";
+const ASKED_EXACTLY: &str = "asked for, exactly";
 
 /// Runs until the daemon ends: reconciles what asks for it, and everything now and then.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
@@ -57,7 +60,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         }
         if due(&shared, every).await? {
             for db in &shared.settings().config.databases {
-                ask(&shared, db, "scheduled").await?;
+                ask(&shared, db, SCHEDULED).await?;
             }
         }
         let asked = asked(&shared).await?;
@@ -95,6 +98,30 @@ pub async fn ask(shared: &Shared, db: &str, why: &'static str) -> Result<(), Fai
             None => store::set_meta(c, &flag, why),
         });
     asked.await.map_err(store_failed)
+}
+
+/// Asks for a reconcile of every database because a person wants it; what is asked for then, and why.
+pub(crate) async fn ask_now(
+    shared: &Shared,
+    exact: bool,
+) -> Result<Vec<(String, String)>, Failure> {
+    for db in &shared.settings().config.databases {
+        let flag = reconcile_name(db);
+        let asking = shared
+            .store
+            .call(move |c| match store::get_meta::<String>(c, &flag)? {
+                Some(why) if !exact || reads_all(&why) => Ok(()),
+                _ => store::set_meta(c, &flag, if exact { ASKED_EXACTLY } else { ASKED }),
+            });
+        asking.await.map_err(store_failed)?;
+    }
+    asked(shared).await
+}
+
+/// Whether a comparison for that reason reads every document: where events were missed for certain, a
+/// hash is not enough.
+fn reads_all(why: &str) -> bool {
+    ![SCHEDULED, ASKED, "a halt was lifted", "collections changed"].contains(&why)
 }
 
 async fn asked(shared: &Shared) -> Result<Vec<(String, String)>, Failure> {
@@ -225,6 +252,9 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
             .map_err(store_failed)?;
         if left == 0 {
             return Ok(());
+        }
+        if shared.paused.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Failure::paused());
         }
         if !shared.may_work() {
             return Err(Failure::offline(

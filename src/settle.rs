@@ -12,6 +12,7 @@ use crate::decide::{Kind, Side};
 use crate::failure::{Class, Failure};
 use crate::guard::{Form, Verdict};
 use crate::key::Key;
+use crate::metrics::Retried;
 use crate::retry::delay_of_attempt;
 use crate::shared::{Settings, Shared};
 use crate::store::base::{self, Intent};
@@ -58,7 +59,7 @@ pub(crate) async fn commit(
     }
     let now = Utc::now().timestamp_millis();
     let no_seq = shared.failpoints.mutated("clear_noseq");
-    let held: Vec<String> = shared
+    let held: Vec<(String, Kind)> = shared
         .store
         .call(move |c| {
             let mut new_conflicts = Vec::new();
@@ -93,7 +94,7 @@ pub(crate) async fn commit(
                     }
                     Settlement::Held { work, found } => {
                         if conflicts::open(c, found, work)? {
-                            new_conflicts.push(found.collection.clone());
+                            new_conflicts.push((found.collection.clone(), found.kind));
                         }
                     }
                     Settlement::Landed { work, intent } => {
@@ -122,11 +123,16 @@ pub(crate) async fn commit(
         })
         .await
         .map_err(store_failed)?;
-    for collection in held {
-        shared.runs.conflict(&collection);
-    }
+    count_conflicts(shared, held);
     shared.stamp.notify_one();
     Ok(())
+}
+
+fn count_conflicts(shared: &Shared, found: Vec<(String, Kind)>) {
+    for (collection, kind) in found {
+        shared.runs.conflict(&collection);
+        shared.metrics.conflict(kind);
+    }
 }
 
 fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite::Result<()> {
@@ -216,6 +222,7 @@ pub(crate) async fn verdicts(
     let max_retries = settings.config.sync.max_retries;
     let mut settled = Vec::with_capacity(group.len());
     let mut indexes = Vec::with_capacity(group.len());
+    let now = Utc::now().timestamp_millis();
     for (planned, verdict) in group.into_iter().zip(verdicts) {
         let item = &mut items[planned.item];
         indexes.push(planned.item);
@@ -226,6 +233,12 @@ pub(crate) async fn verdicts(
             Verdict::Done => {
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
                 shared.runs.moved(planned.side, &item.ns.shown, bytes);
+                let row = match planned.side {
+                    Side::Remote => &item.work.outbox,
+                    Side::Local => &item.work.inbox,
+                };
+                let waited = row.as_ref().map_or(0, |r| now - r.at);
+                shared.metrics.moved(planned.side, bytes, waited);
                 overruled = planned
                     .clash
                     .as_ref()
@@ -245,6 +258,7 @@ pub(crate) async fn verdicts(
                 (**dup).clone(),
             ))),
             Verdict::Rejected { code, message } => {
+                shared.metrics.retried(Retried::Document);
                 refused = Some(batch::rejected(item, planned.side, *code, message));
                 State::Done
             }
@@ -297,7 +311,8 @@ pub(crate) async fn verdicts(
                         if s.planned.last && any_open {
                             conflicts::close_if_open(c, key)?;
                         }
-                        conflicts.extend(s.overruled.as_ref().map(|f| f.collection.clone()));
+                        conflicts
+                            .extend(s.overruled.as_ref().map(|f| (f.collection.clone(), f.kind)));
                         if !s.planned.last {
                             let now = Utc::now().timestamp_millis();
                             queue::enqueue(c, Side::Remote, &[s.look()], now)?;
@@ -322,9 +337,7 @@ pub(crate) async fn verdicts(
             items[index].work.inbox = row;
         }
     }
-    for collection in conflicts {
-        shared.runs.conflict(&collection);
-    }
+    count_conflicts(shared, conflicts);
     if stamping {
         shared.stamp.notify_one();
     }
@@ -368,7 +381,7 @@ fn refuse(
     message: &str,
     max_retries: u32,
     retry: &crate::config::RetryConfig,
-) -> rusqlite::Result<Option<String>> {
+) -> rusqlite::Result<Option<(String, Kind)>> {
     let attempts = s
         .work
         .outbox
@@ -392,7 +405,7 @@ fn refuse(
     };
     let is_new = conflicts::open(c, found, &s.work)?;
     conflicts::hold(c, &s.work, "failed", &found.notes)?;
-    Ok(is_new.then(|| found.collection.clone()))
+    Ok(is_new.then(|| (found.collection.clone(), found.kind)))
 }
 
 /// Puts back what a batch could not finish; it is looked at again after `wait`.

@@ -19,12 +19,14 @@ use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
 use crate::key::Key;
 use crate::link::Link;
+use crate::metrics::Metrics;
 use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
 use crate::store::base::Intent;
 use crate::touched::Touched;
+use crate::watermark::Watermark;
 
 /// Our own collections in the local database; never synced.
 pub const OWN_COLLECTIONS: [&str; 3] = ["conflict_logs", "sync_logs", "sync_config"];
@@ -92,6 +94,10 @@ pub struct Shared {
     pub rulings: Mutex<Vec<[u8; 12]>>,
     /// Held while records are written to the local database: they must arrive in order.
     pub flushing: tokio::sync::Mutex<()>,
+    /// How far each side is, and how far its changes were read.
+    pub watermarks: Mutex<[Watermark; 2]>,
+    /// For Prometheus.
+    pub metrics: Arc<Metrics>,
     /// Test-only crash points and mutations.
     pub failpoints: Failpoints,
     /// Ends everything.
@@ -199,12 +205,13 @@ impl Shared {
         cancel: CancellationToken,
     ) -> Self {
         let configured = config.remote_uri.is_some();
+        let metrics = Arc::new(Metrics::default());
         Self {
             config: RwLock::new(Arc::new(Settings::new(config))),
             store,
             local,
             remote: RwLock::new(None),
-            link: Link::new(configured),
+            link: Link::new(configured, metrics.clone()),
             wake: Notify::new(),
             reconcile: Notify::new(),
             stamp: Notify::new(),
@@ -227,6 +234,8 @@ impl Shared {
             left_out: Mutex::default(),
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
+            watermarks: Mutex::default(),
+            metrics,
             failpoints: Failpoints::from_env(),
             cancel,
             started: Instant::now(),

@@ -20,6 +20,7 @@ use self::event::{Event, parse, pipeline};
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::key::Key;
+use crate::metrics::Retried;
 use crate::retry::Retry;
 use crate::settle::store_failed;
 use crate::shared::{Shared, token_time};
@@ -96,6 +97,7 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
             );
             shared.notice(&format!("stream:{}:{db}", side.name()), Some(text));
         }
+        shared.metrics.retried(Retried::Stream);
         let delay = retry.next_delay();
         tokio::select! {
             () = shared.cancel.cancelled() => break,

@@ -118,6 +118,7 @@ async fn record(
         .map_err(store_failed)?;
     if is_new {
         shared.runs.conflict(&shown);
+        shared.metrics.conflict(crate::decide::Kind::UniqueField);
     }
     shared.stamp.notify_one();
     Ok(())

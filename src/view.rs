@@ -368,7 +368,7 @@ fn side_by_side(shared: &Shared, [local, base, remote]: [Option<&[u8]>; 3]) -> J
 fn change(shared: &Shared, base: Option<&[u8]>, doc: Option<&[u8]>) -> Json {
     let settings = shared.settings();
     let Some(doc) = doc else {
-        return json!({"deleted": base.is_some(), "fields": []});
+        return json!({"deleted": base.is_some(), "fields": [], "at": null, "by": null});
     };
     let content = strip(doc, &settings.sync_fields);
     let fields: Vec<String> = match base.map(|b| content::diff(b, &content)) {

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::batch;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
+use crate::metrics::Retried;
 use crate::retry::Retry;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::queue::{self, Claim, Work};
@@ -117,6 +118,7 @@ fn finished(
         Ok(Err(failure)) => {
             tracing::debug!(%failure, "a batch failed");
             if !failure.is_offline() {
+                shared.metrics.retried(Retried::Batch);
                 shared.runs.error(failure.to_string());
             }
             // An outage is the link's business, which wakes us the moment it is over.

@@ -428,6 +428,13 @@ async fn paused_it_queues_and_resumed_it_goes_on() {
     daemon.wait_status("pendingDocuments", |n| *n == 1).await;
     daemon.wait_status("pendingInbox", |n| *n == 1).await;
     assert_eq!(there.count_documents(doc! {"l": 1}).await.unwrap(), 0);
+    for order in ["sync", "reconcile"] {
+        let path = format!("/api/sync/{order}");
+        let refused = daemon.post(&path, serde_json::json!({})).await.unwrap();
+        let why = refused.body["detail"].as_str().unwrap().to_owned();
+        assert_eq!(refused.status, 409, "{order}: {why}");
+        assert!(why.contains("sangam resume"), "{order}: {why}");
+    }
     // THEN nothing is moved until it is resumed
     daemon
         .post("/api/sync/resume", serde_json::json!({}))

@@ -11,16 +11,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::guard::Caller;
+use super::openapi::{Conflict, ConflictDetail, Problem};
 use super::{Answer, ApiError, MOST_ENTRIES, in_time, object, read, without_limit};
 use crate::decide::Kind;
 use crate::dispatch::Dispatcher;
 use crate::many::{Many, Selection};
 use crate::resolution::Strategy;
-use crate::resolve::{Request, Resolution, kind_named};
+use crate::resolve::{Request, Resolution};
 use crate::view::Filter;
 
-/// Longest note.
-const NOTES_BYTES: usize = 4096;
+/// Longest note, in characters.
+const NOTES: usize = 4096;
+
+/// Highest `max` of a bulk request.
+const MOST_AT_ONCE: u64 = 1_000_000;
 
 /// Conflicts on a page unless asked otherwise.
 const PAGE: u32 = 100;
@@ -34,7 +38,8 @@ pub(super) struct ListQuery {
     /// Only of this collection
     collection: Option<String>,
     /// Only of this kind
-    kind: Option<String>,
+    #[param(inline)]
+    kind: Option<Kind>,
     /// Most conflicts on the page
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<u32>,
@@ -50,10 +55,11 @@ pub(super) struct ResolveBody {
     strategy: Strategy,
     /// A value for the field in conflict; its type is kept.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     new_value: Option<Value>,
     /// For the record.
     #[serde(default)]
+    #[schema(max_length = 4096)]
     notes: Option<String>,
     /// The `version` that was looked at. If a side has changed since, nothing is written.
     #[serde(default)]
@@ -73,9 +79,11 @@ pub(super) struct BulkBody {
     #[serde(default)]
     kind: Option<Kind>,
     #[serde(default)]
+    #[schema(max_length = 4096)]
     notes: Option<String>,
     /// At most so many.
     #[serde(default)]
+    #[schema(minimum = 0, maximum = 1_000_000)]
     max: Option<u64>,
     #[serde(default)]
     dry_run: bool,
@@ -88,6 +96,7 @@ pub(super) struct AutoBody {
     collection: Option<String>,
     /// At most so many.
     #[serde(default)]
+    #[schema(minimum = 0, maximum = 1_000_000)]
     max: Option<u64>,
 }
 
@@ -96,7 +105,7 @@ pub(super) struct AutoBody {
 pub(super) struct UndoBody {
     /// A value for the field in conflict, where the old one is taken meanwhile.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     new_value: Option<Value>,
 }
 
@@ -120,17 +129,28 @@ async fn body_of<T: serde::de::DeserializeOwned>(body: Body, wanted: &str) -> Re
 
 fn notes(notes: Option<String>) -> Result<Option<String>, ApiError> {
     match notes {
-        Some(notes) if notes.len() > NOTES_BYTES => Err(bad(format!(
-            "notes must not have more than {NOTES_BYTES} bytes"
+        Some(notes) if notes.chars().count() > NOTES => Err(bad(format!(
+            "notes must not have more than {NOTES} characters"
         ))),
         notes => Ok(notes.filter(|n| !n.trim().is_empty())),
     }
 }
 
+fn most(max: Option<u64>) -> Result<Option<u64>, ApiError> {
+    match max {
+        Some(max) if max > MOST_AT_ONCE => Err(bad(format!(
+            "max must be a whole number up to {MOST_AT_ONCE}"
+        ))),
+        max => Ok(max),
+    }
+}
+
 /// Conflicts, newest first
 #[utoipa::path(get, path = "/api/sync/conflicts", tag = "conflicts", params(ListQuery),
-    responses((status = 200, description = "A page; the header X-Total-Count counts all, X-Next names `after` for the next page", body = Vec<crate::api::openapi::Conflict>),
-              (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
+    responses((status = 200, description = "A page", body = Vec<Conflict>, headers(
+                  ("X-Total-Count" = u64, description = "All that fit, on whatever page"),
+                  ("X-Next" = Option<String>, description = "`after` for the next page; missing on the last"))),
+              (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub(super) async fn list(
     State(dispatcher): State<Dispatcher>,
     query: Result<Query<ListQuery>, QueryRejection>,
@@ -148,16 +168,10 @@ pub(super) async fn list(
         }
         None => None,
     };
-    let kind = match &query.kind {
-        Some(name) => Some(kind_named(name).ok_or_else(|| {
-            bad("kind must be one of unique_field, both_modified, insert_insert, delete_update, rejected, collection_dropped, mass_delete")
-        })?),
-        None => None,
-    };
     let filter = Filter {
         resolved: query.resolved,
         collection: query.collection,
-        kind,
+        kind: query.kind,
     };
     let handle = dispatcher.handle().clone();
     let page = in_time(async move { handle.conflicts(&filter, limit, after).await }).await?;
@@ -171,8 +185,8 @@ pub(super) async fn list(
 
 /// One conflict, side by side, with what each strategy would come to
 #[utoipa::path(get, path = "/api/sync/conflicts/{id}", tag = "conflicts", params(("id" = String, Path)),
-    responses((status = 200, body = crate::api::openapi::Conflict),
-              (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
+    responses((status = 200, body = ConflictDetail),
+              (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub(super) async fn show(
     State(dispatcher): State<Dispatcher>,
     Path(id): Path<String>,
@@ -188,8 +202,8 @@ pub(super) async fn show(
 #[utoipa::path(post, path = "/api/sync/conflicts/{id}/resolve", tag = "conflicts", params(("id" = String, Path)),
     request_body = ResolveBody,
     responses((status = 200, body = Resolution),
-              (status = 409, description = "Resolved already, or a side changed since it was shown (then with the new state as `conflict`), or the value is taken", body = crate::api::openapi::Problem),
-              (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
+              (status = 409, description = "Resolved already, or a side changed since it was shown (then with the new state as `conflict`), or the value is taken", body = Problem),
+              (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub(super) async fn resolve(
     State(dispatcher): State<Dispatcher>,
     Extension(caller): Extension<Caller>,
@@ -221,7 +235,7 @@ pub(super) async fn resolve(
 #[utoipa::path(post, path = "/api/sync/conflicts/{id}/undo", tag = "conflicts", params(("id" = String, Path)),
     request_body = Option<UndoBody>,
     responses((status = 200, body = Resolution),
-              (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
+              (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub(super) async fn undo(
     State(dispatcher): State<Dispatcher>,
     Extension(caller): Extension<Caller>,
@@ -240,7 +254,7 @@ pub(super) async fn undo(
 /// Resolves every open conflict that fits, in the same way
 #[utoipa::path(post, path = "/api/sync/conflicts/resolve", tag = "conflicts", request_body = BulkBody,
     responses((status = 200, body = Many),
-              (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
+              (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub(super) async fn resolve_many(
     State(dispatcher): State<Dispatcher>,
     Extension(caller): Extension<Caller>,
@@ -273,7 +287,7 @@ pub(super) async fn resolve_many(
     let selection = Selection {
         collection: body.collection,
         kind: body.kind,
-        max: body.max,
+        max: most(body.max)?,
     };
     let handle = dispatcher.handle().clone();
     without_limit(async move { handle.resolve_many(selection, request).await })
@@ -284,7 +298,7 @@ pub(super) async fn resolve_many(
 /// Resolves what can be resolved without a person
 #[utoipa::path(post, path = "/api/sync/conflicts/auto-resolve", tag = "conflicts", request_body = Option<AutoBody>,
     responses((status = 200, body = Many),
-              (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
+              (status = "4XX", body = Problem), (status = "5XX", body = Problem)))]
 pub(super) async fn auto_resolve(
     State(dispatcher): State<Dispatcher>,
     Extension(caller): Extension<Caller>,
@@ -295,7 +309,7 @@ pub(super) async fn auto_resolve(
     let selection = Selection {
         collection: body.collection,
         kind: None,
-        max: body.max,
+        max: most(body.max)?,
     };
     let handle = dispatcher.handle().clone();
     without_limit(async move {

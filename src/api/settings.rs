@@ -7,7 +7,7 @@ use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
 use super::guard::Caller;
-use super::{Answer, ApiError, in_time, object, read};
+use super::{Answer, ApiError, in_time, read};
 use crate::dispatch::Dispatcher;
 use crate::overrides;
 
@@ -40,13 +40,11 @@ pub(super) async fn set_config(
 ) -> Answer<Value> {
     let bytes = read(body).await?;
     let bad = |detail: String| ApiError::new(StatusCode::BAD_REQUEST, detail);
-    let changes: Map<String, Value> =
-        object(&bytes).map_err(|e| bad(format!("the body must be an object of settings: {e}")))?;
-    tracing::info!(
-        by = caller.name,
-        settings = changes.keys().cloned().collect::<Vec<_>>().join(","),
-        "API config"
-    );
+    let wanted = |e| bad(format!("the body must be an object of settings: {e}"));
+    let changes: Map<String, Value> = serde_json::from_slice(&bytes).map_err(wanted)?;
+    let known = |name: &&str| overrides::NAMES.iter().any(|(known, _)| known == name);
+    let named: Vec<&str> = changes.keys().map(String::as_str).filter(known).collect();
+    tracing::info!(by = caller.name, settings = named.join(","), "API config");
     let this = dispatcher.clone();
     in_time(async move { this.change(&changes, &caller.name).await }).await?;
     config(State(dispatcher)).await

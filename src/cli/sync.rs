@@ -33,8 +33,13 @@ pub(super) async fn sync(
     Ok(show(&run, output))
 }
 
-pub(super) async fn reconcile(client: Client, output: Output) -> Result<ExitCode, Failure> {
-    let run: SyncRun = client.post("/api/sync/reconcile", None).await?;
+pub(super) async fn reconcile(
+    client: Client,
+    exact: bool,
+    output: Output,
+) -> Result<ExitCode, Failure> {
+    let body = json!({ "exact": exact });
+    let run: SyncRun = client.post("/api/sync/reconcile", Some(body)).await?;
     Ok(show(&run, output))
 }
 

@@ -92,7 +92,7 @@ pub(super) async fn compare(shared: &Arc<Shared>, db: &str, why: &str) -> Result
     let all = pass.open().await?;
     let mut work: VecDeque<(&Collection, bool)> = all
         .iter()
-        .map(|c| (c, c.first || pass.reads_all()))
+        .map(|c| (c, c.first || super::reads_all(why)))
         .collect();
     while !work.is_empty() {
         pass.drive(&work).await?;
@@ -134,17 +134,6 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Whether every document is read: where events were missed for certain, a hash is not enough.
-    fn reads_all(&self) -> bool {
-        ![
-            "scheduled",
-            super::ASKED,
-            "a halt was lifted",
-            "collections changed",
-        ]
-        .contains(&self.why)
-    }
-
     /// The collections to be compared, with their sizes; those that vanished are halted.
     async fn open(&self) -> Result<Vec<Collection>, Failure> {
         let (shared, settings) = (self.shared, self.settings);
@@ -292,7 +281,7 @@ impl Pass<'_> {
         let ns = place.ns();
         let at = self.shared.store.get_meta::<Vec<u8>>(&exact_name(ns)).await;
         let start = at.map_err(store_failed)?.map(|id| Id::from_bytes(&id));
-        let rotates = !exact && self.why == "scheduled" && nights > 0;
+        let rotates = !exact && self.why == super::SCHEDULED && nights > 0;
         let cut: u64 = parts.iter().filter(|p| p.exact).count() as u64;
         let share = (share + place.exact_range()).saturating_sub(cut * place.exact_range());
         let documents = match (exact, rotates) {
