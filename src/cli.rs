@@ -331,9 +331,10 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Sync(sync) => Box::pin(sync::sync(loaded.config, client, sync, output)).await,
-        Command::Reconcile { adopt: false, exact } => {
-            sync::reconcile(client, exact, output).await
-        }
+        Command::Reconcile {
+            adopt: false,
+            exact,
+        } => sync::reconcile(client, exact, output).await,
         Command::Reconcile { adopt: true, .. } => sync::adopt(&loaded.config, output).await,
         Command::Status => ask::status(client, output).await,
         Command::Queue { limit } => ask::queue(client, limit, output).await,

@@ -137,6 +137,10 @@ impl Pass<'_> {
     /// The collections to be compared, with their sizes; those that vanished are halted.
     async fn open(&self) -> Result<Vec<Collection>, Failure> {
         let (shared, settings) = (self.shared, self.settings);
+        // Before the collections are listed: the worker may be about to create one.
+        let db = self.db.to_owned();
+        let known_before = shared.store.call(move |c| walks::with_base(c, &db)).await;
+        let known_before = known_before.map_err(store_failed)?;
         let here: HashSet<String> = collections(shared, settings, Side::Local, self.db)
             .await?
             .into_iter()
@@ -158,7 +162,7 @@ impl Pass<'_> {
                 (false, true) => Some(Side::Local),
                 _ => None,
             };
-            if let Some(side) = lost {
+            if let Some(side) = lost.filter(|_| known_before.contains(&ns)) {
                 self.hold_lost(side, name, ns).await?;
             }
             if !lock(&shared.halted).contains(&ns) {
@@ -201,11 +205,14 @@ impl Pass<'_> {
     /// A collection that base knows and one side has no more was dropped there while nobody told us:
     /// its documents must not be deleted one by one on the other side (R13).
     async fn hold_lost(&self, side: Side, name: &str, ns: u32) -> Result<(), Failure> {
-        let found = self.shared.store.call(move |c| {
-            let confirmed = store::get_meta::<String>(c, &lift::confirmed_name(ns))?;
-            Ok(confirmed.is_none() && walks::has_base(c, ns)?)
-        });
-        if found.await.map_err(store_failed)? && self.settings.config.sync.on_drop == OnDrop::Hold {
+        let confirmed = self
+            .shared
+            .store
+            .get_meta::<String>(&lift::confirmed_name(ns))
+            .await;
+        if confirmed.map_err(store_failed)?.is_none()
+            && self.settings.config.sync.on_drop == OnDrop::Hold
+        {
             let halted = halt::halt(self.shared, side, self.db, Some(name), "is gone");
             halted.await.map_err(store_failed)?;
         }
