@@ -8,7 +8,7 @@
 mod conflicts;
 mod guard;
 mod health;
-mod openapi;
+pub mod openapi;
 mod serve;
 mod settings;
 

@@ -22,7 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    disk, halt, identity, probe, pull, reconcile, recorder, ruling, stamp, tail, watermark, worker,
+    disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, stamp, tail, watermark,
+    worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -103,6 +104,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
     reconcile::load(&shared).await?;
+    loss::load(&shared).await?;
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),
     })

@@ -27,6 +27,7 @@ use chrono::Utc;
 use crate::command::{RunStatus, SyncRun, Trigger};
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
+use crate::loss;
 use crate::progress::Meter;
 use crate::runs;
 use crate::settle::store_failed;
@@ -227,6 +228,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
             if began < i64::MAX {
                 store::set_meta(c, "compared_from", began)?;
             }
+            loss::forget_confirmed(c)?;
             store::set_meta(c, "last_reconcile", now)
         });
         cleared.await.map_err(store_failed)
@@ -236,6 +238,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
     outcome?;
     // What is left has been decided as a first sync.
     lock(&shared.first_sync).clear();
+    lock(&shared.comparing).clear();
     pass::load(shared).await.map_err(store_failed)
 }
 

@@ -3,8 +3,9 @@
 //! A range is on disk before it is compared and marked when its documents are in base or queue, so an
 //! interrupted pass goes on with what is left. What changes behind it comes by the streams.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -14,17 +15,16 @@ use tokio::task::JoinSet;
 use super::cutter::Cutter;
 use super::range::RangeTask;
 use super::{collections, gone};
-use crate::config::OnDrop;
 use crate::decide::Side;
 use crate::failure::{Failure, Reason};
 use crate::key::Id;
+use crate::loss;
 use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::walks::{self, Part, Tally};
 use crate::store::{self, StoreError};
 use crate::walk::Place;
-use crate::{halt, lift};
 
 /// Ranges compared at once.
 const AT_ONCE: usize = 4;
@@ -112,8 +112,7 @@ pub(super) async fn compare(shared: &Arc<Shared>, db: &str, why: &str) -> Result
 pub(super) fn forget(c: &rusqlite::Connection, db: &str) -> rusqlite::Result<()> {
     walks::forget(c, db)?;
     c.execute(
-        "DELETE FROM meta WHERE k IN (SELECT 'first:' || n FROM namespaces WHERE db = ?1
-         UNION ALL SELECT 'loss_confirmed:' || n FROM namespaces WHERE db = ?1)",
+        "DELETE FROM meta WHERE k IN (SELECT 'first:' || n FROM namespaces WHERE db = ?)",
         [db],
     )?;
     Ok(())
@@ -137,36 +136,24 @@ impl Pass<'_> {
     /// The collections to be compared, with their sizes; those that vanished are halted.
     async fn open(&self) -> Result<Vec<Collection>, Failure> {
         let (shared, settings) = (self.shared, self.settings);
-        // Before the collections are listed: the worker may be about to create one.
         let db = self.db.to_owned();
-        let known_before = shared.store.call(move |c| walks::with_base(c, &db)).await;
-        let known_before = known_before.map_err(store_failed)?;
-        let here: HashSet<String> = collections(shared, settings, Side::Local, self.db)
-            .await?
-            .into_iter()
-            .collect();
+        let known = shared.store.call(move |c| loss::known(c, &db)).await;
+        let known = known.map_err(store_failed)?;
+        let here = collections(shared, settings, Side::Local, self.db).await?;
         let there = collections(shared, settings, Side::Remote, self.db).await;
         shared.note(Side::Remote, &there);
-        let there: HashSet<String> = there?.into_iter().collect();
-        let mut names: Vec<&String> = here.union(&there).collect();
-        names.sort();
+        let there = there?;
+        loss::before_comparison(shared, settings, (self.db, known), [&here, &there]).await?;
+        let names: BTreeSet<String> = here.into_iter().chain(there).collect();
         let mut known = Vec::new();
         for name in names {
             let ns = shared
                 .store
-                .namespace(self.db, name)
+                .namespace(self.db, &name)
                 .await
                 .map_err(store_failed)?;
-            let lost = match (here.contains(name), there.contains(name)) {
-                (true, false) => Some(Side::Remote),
-                (false, true) => Some(Side::Local),
-                _ => None,
-            };
-            if let Some(side) = lost.filter(|_| known_before.contains(&ns)) {
-                self.hold_lost(side, name, ns).await?;
-            }
             if !lock(&shared.halted).contains(&ns) {
-                known.push((name.clone(), ns, self.begin_first(ns).await?));
+                known.push((name, ns, self.begin_first(ns).await?));
             }
         }
         let places = known.into_iter().map(|(name, ns, first)| async move {
@@ -200,23 +187,6 @@ impl Pass<'_> {
             });
         }
         Ok(all)
-    }
-
-    /// A collection that base knows and one side has no more was dropped there while nobody told us:
-    /// its documents must not be deleted one by one on the other side (R13).
-    async fn hold_lost(&self, side: Side, name: &str, ns: u32) -> Result<(), Failure> {
-        let confirmed = self
-            .shared
-            .store
-            .get_meta::<String>(&lift::confirmed_name(ns))
-            .await;
-        if confirmed.map_err(store_failed)?.is_none()
-            && self.settings.config.sync.on_drop == OnDrop::Hold
-        {
-            let halted = halt::halt(self.shared, side, self.db, Some(name), "is gone");
-            halted.await.map_err(store_failed)?;
-        }
-        Ok(())
     }
 
     /// Whether this is the collection's first sync; if so, it is on record until that is over.
@@ -304,6 +274,9 @@ impl Pass<'_> {
     async fn room(&self) -> Result<(), Failure> {
         let (mut least, mut since) = (u64::MAX, tokio::time::Instant::now());
         loop {
+            if self.shared.paused.load(Ordering::Relaxed) {
+                return Err(Failure::paused());
+            }
             if self.shared.cancel.is_cancelled() || !self.shared.may_work() {
                 let reason = self.shared.link.snapshot().reason;
                 return Err(Failure::offline(reason.unwrap_or(Reason::Offline)));
@@ -369,7 +342,10 @@ impl Pass<'_> {
                 "documents were deleted while nobody looked"
             );
         }
+        // Until all of them are queued, none is carried over: it is their number that counts.
+        lock(&shared.comparing).insert(ns);
         gone::queue(shared, ns).await?;
+        lock(&shared.comparing).remove(&ns);
         if let Some(last) = parts.iter().rfind(|p| p.exact && !exact) {
             let at = last.range.to.as_ref().map(Id::to_bytes);
             let stored = shared.store.set_meta(&exact_name(ns), at).await;

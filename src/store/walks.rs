@@ -1,8 +1,6 @@
 //! Comparisons under way: what of each collection has been compared, so that a crash costs little,
 //! and which documents were found to be gone.
 
-use std::collections::HashSet;
-
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::queue::{self, Change};
@@ -165,7 +163,7 @@ pub fn queue_gone(c: &Connection, ns: u32, most: u32, now: i64) -> rusqlite::Res
             let change = Change {
                 key: Key::from_bytes(r.get(0)?),
                 id: Id::from_bytes(r.get_ref(1)?.as_blob()?),
-                hint: None,
+                hint: Some(queue::LOOK_GONE.to_vec()),
             };
             Ok((change, r.get(2)?))
         })?
@@ -197,21 +195,6 @@ pub fn has_base(c: &Connection, ns: u32) -> rusqlite::Result<bool> {
         .query_row(params![first, end], |r| r.get(0))
         .optional()?;
     Ok(found.is_some())
-}
-
-/// The namespaces of a database of which base knows any document.
-pub fn with_base(c: &Connection, db: &str) -> rusqlite::Result<HashSet<u32>> {
-    let mut all = c.prepare_cached("SELECT n FROM namespaces WHERE db = ?")?;
-    let all: Vec<u32> = all
-        .query_map([db], |r| r.get(0))?
-        .collect::<Result<_, _>>()?;
-    let mut found = HashSet::new();
-    for ns in all {
-        if has_base(c, ns)? {
-            found.insert(ns);
-        }
-    }
-    Ok(found)
 }
 
 /// Rows of a collection in both queues; no more than `most` are counted.
