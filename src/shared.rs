@@ -63,6 +63,8 @@ pub struct Shared {
     pub echoes: Echoes,
     /// Tells comparisons which documents were worked on while they looked.
     pub touched: Touched,
+    /// Bytes of an average document by namespace, as last read.
+    pub sizes: Mutex<HashMap<u32, usize>>,
     /// Namespaces whose first comparison is not over: nothing is known of them but what they hold.
     pub first_sync: Mutex<HashSet<u32>>,
     /// Keys whose last write may still land (R4).
@@ -224,6 +226,7 @@ impl Shared {
             echoes: Echoes::default(),
             touched: Touched::default(),
             first_sync: Mutex::default(),
+            sizes: Mutex::default(),
             late: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             streams: Mutex::default(),
