@@ -9,6 +9,7 @@ mod conflicts;
 mod guard;
 mod health;
 pub mod openapi;
+mod schema;
 mod serve;
 mod settings;
 
@@ -60,6 +61,7 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
             "/api/sync/config",
             get(settings::config).put(settings::set_config),
         )
+        .route("/api/sync/schema", get(schema::report).post(schema::make))
         .route("/api/sync/conflicts", get(conflicts::list))
         .route("/api/sync/conflicts/resolve", post(conflicts::resolve_many))
         .route(

@@ -22,8 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, stamp, tail, watermark,
-    worker,
+    disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, schema, stamp, tail,
+    watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -103,7 +103,11 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     }
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
+<<<<<<< HEAD
     reconcile::load(&shared).await?;
+=======
+    schema::load(&shared).await?;
+>>>>>>> main
     loss::load(&shared).await?;
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),
@@ -166,6 +170,7 @@ impl Daemon {
             task!("worker", worker::run(shared.clone()));
             task!("reconcile", reconcile::run(shared.clone()));
             task!("rulings", ruling::run(shared.clone()));
+            task!("schema", schema::run(shared.clone()));
         } else {
             shared.notice("remote", Some(CommandError::NotConfigured.to_string()));
         }

@@ -15,7 +15,12 @@
 //! The modules in the order the data takes:
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
+<<<<<<< HEAD
 //! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
+=======
+//! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
+//! indexes and options: [`schema`];
+>>>>>>> main
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
@@ -75,6 +80,7 @@ pub mod rules;
 pub mod ruling;
 pub mod run;
 pub mod runs;
+pub mod schema;
 pub(crate) mod settle;
 pub mod shared;
 pub mod side;

@@ -204,6 +204,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
         let mut began = i64::MAX;
         let first = asked.iter().any(|(_, why)| why == FIRST_SYNC);
         *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
+        crate::schema::before_data(shared).await?;
         for (db, why) in asked {
             tracing::info!(db, why, "comparing both databases");
             began = began.min(pass::compare(shared, db, why).await?);

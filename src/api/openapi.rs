@@ -196,6 +196,7 @@ impl Modify for Token {
         super::sync, super::reconcile, super::pause, super::resume, super::status, super::network_status,
         super::logs, super::queue, super::health::healthz, super::health::readyz, super::health::metrics,
         super::settings::config, super::settings::set_config,
+        super::schema::report, super::schema::make,
         super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,
         super::conflicts::resolve_many, super::conflicts::auto_resolve
     ),
