@@ -103,11 +103,8 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     }
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
-<<<<<<< HEAD
     reconcile::load(&shared).await?;
-=======
     schema::load(&shared).await?;
->>>>>>> main
     loss::load(&shared).await?;
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),

@@ -15,12 +15,8 @@
 //! The modules in the order the data takes:
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
-<<<<<<< HEAD
 //! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
-=======
-//! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
->>>>>>> main
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
