@@ -46,6 +46,9 @@ const ASKED: &str = "asked for";
 /// See [`ASKED`].
 const ASKED_EXACTLY: &str = "asked for, exactly";
 
+/// A local server that is away for so long ends the wait for what has to be written to it.
+const LOCAL_AWAY: Duration = Duration::from_secs(15);
+
 /// Runs until the daemon ends: reconciles what asks for it, and everything now and then.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
     loop {
@@ -246,6 +249,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
 /// Waits until nothing queued up to `seq` is ready any more; an outage ends the wait.
 pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(), Failure> {
     shared.wake.notify_one();
+    let mut local_seen = tokio::time::Instant::now();
     loop {
         let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
         let only = only.to_vec();
@@ -256,6 +260,11 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
             .map_err(store_failed)?;
         if left == 0 {
             return Ok(());
+        }
+        if shared.streams_open(Side::Local) {
+            local_seen = tokio::time::Instant::now();
+        } else if local_seen.elapsed() > LOCAL_AWAY {
+            return Err(Failure::timeout().of(Side::Local));
         }
         if shared.paused.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Failure::paused());
