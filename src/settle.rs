@@ -185,7 +185,7 @@ pub(crate) async fn put_intents(
             intent: p.intent(epoch, updated_at),
             overruled: p.clash.as_ref().map(|clash| {
                 let item = &items[p.item];
-                let strategy = policy_name(settings.policy(&item.ns.coll));
+                let strategy = policy_name(settings.policy(&item.ns.coll), clash.kind);
                 let found = batch::overruled(item, clash);
                 let record = conflicts::settled_by_policy(&found, strategy, p.write.new.as_deref());
                 (record, p.write.expect.as_deref().map(base::digest))
@@ -220,11 +220,12 @@ pub(crate) async fn put_intents(
         .map_err(store_failed)
 }
 
-/// Name of a policy in the record of what it settled.
-fn policy_name(policy: Policy) -> &'static str {
+/// Name of what settled a clash, in its record.
+fn policy_name(policy: Policy, kind: Kind) -> &'static str {
     match policy {
-        Policy::Manual => "keep_update",
-        Policy::NewestWins => "newest_wins",
+        Policy::Manual if kind == Kind::DeleteUpdate => "keep_update",
+        // Without a person only a first sync goes by the clock.
+        Policy::Manual | Policy::NewestWins => "newest_wins",
         Policy::LocalWins => "local_wins",
         Policy::RemoteWins => "remote_wins",
     }
