@@ -18,6 +18,7 @@ use chrono::Utc;
 use crate::command::{RunStatus, SyncRun, Trigger};
 use crate::content::strip;
 use crate::decide::Side;
+use crate::expiry;
 use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
 use crate::loss;
@@ -454,6 +455,10 @@ impl Pass<'_> {
                     && base::get_intent(c, &key)?.is_none();
                 if untouched && local == remote {
                     base::put(c, &key, local.as_deref())?;
+                    continue;
+                }
+                let both = [local.as_deref(), remote.as_deref()];
+                if base.is_some() && expiry::is_left(c, &shared, &key, both)? {
                     continue;
                 }
                 let base = base.as_deref();

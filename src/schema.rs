@@ -102,10 +102,25 @@ pub async fn load(shared: &Shared) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Learns how documents of a side vanish by themselves, before its events are read (R15).
+pub async fn learn(shared: &Arc<Shared>, side: Side, db: &str) -> Result<(), Failure> {
+    let endpoint = shared.endpoint(side)?;
+    for (coll, definition) in read::definitions(&endpoint, &shared.settings(), db).await? {
+        let ns = shared
+            .store
+            .namespace(db, &coll)
+            .await
+            .map_err(store_failed)?;
+        note_volatile(shared, ns, side, Some(&definition));
+    }
+    Ok(())
+}
+
 /// Runs until the daemon ends.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
     let mut builder = build::Builder::default();
     let mut wanted = Some(Ask::default());
+    let mut link = shared.link.subscribe();
     loop {
         if let Some(ask) = wanted.filter(|_| shared.link.is_online() && shared.remote().is_some()) {
             match look(&shared, ask).await {
@@ -127,6 +142,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 build::done(&shared, built?).await?;
                 wanted = Some(Ask::default());
             }
+            _ = link.changed(), if wanted.is_some() && !shared.link.is_online() => {}
             () = tokio::time::sleep(TICK) => {}
         }
     }
