@@ -244,7 +244,8 @@ async fn decide_all(
         }
         match decision {
             Decision::Agree => {
-                let base = (local.as_deref() != base).then(|| local.as_deref().map(<[u8]>::to_vec));
+                let base = (local.as_deref() != item.work.base.as_deref())
+                    .then(|| local.as_deref().map(<[u8]>::to_vec));
                 let unstamped = item
                     .local
                     .as_deref()
