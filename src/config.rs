@@ -52,6 +52,8 @@ pub struct Config {
     pub probe: ProbeConfig,
     /// How remote changes are fetched.
     pub pull: PullConfig,
+    /// What the link may carry, and when.
+    pub link: crate::budget::LinkConfig,
     /// Backoff of everything that is retried.
     pub retry: RetryConfig,
     /// Limits of the state directory.
@@ -171,6 +173,9 @@ pub struct PullConfig {
     pub follow: bool,
     /// Time between reconciles; zero turns them off.
     pub reconcile: Duration,
+    /// Reconciles by schedule in which every document is read once; 0: none is read but where hashes
+    /// differ.
+    pub exact_nights: u64,
 }
 
 /// `[retry]`

@@ -121,27 +121,20 @@ pub(crate) fn without_expired(
         .collect())
 }
 
-/// Which side let go of a document that the other still has as in base, if one did, so that nothing
-/// is to be done. What went while nobody watched (the history was lost) is judged by the present time.
+/// Whether a side that lacks a document let go of it by itself, so that nothing is to be done while
+/// the other side leaves it as it is. What went while nobody watched (the history was lost) is judged
+/// by the present time.
 pub(crate) fn is_left(
     c: &rusqlite::Connection,
     shared: &Shared,
     key: &Key,
-    [local, remote]: [Option<&[u8]>; 2],
+    side: Side,
 ) -> rusqlite::Result<bool> {
-    let (side, there) = match (local, remote) {
-        (None, Some(there)) => (Side::Local, there),
-        (Some(there), None) => (Side::Remote, there),
-        _ => return Ok(false),
-    };
     let (content, left) = base::get_marked(c, key)?;
-    if content.as_deref() != Some(there) {
-        return Ok(false);
-    }
     if left == Some(side) {
         return Ok(true);
     }
-    let Some(volatile) = shared.schema.volatile(side, key.ns()) else {
+    let (Some(volatile), Some(content)) = (shared.schema.volatile(side, key.ns()), content) else {
         return Ok(false);
     };
     // A row means that its event was seen, and told otherwise.
@@ -149,7 +142,7 @@ pub(crate) fn is_left(
         return Ok(false);
     }
     let now = chrono::Utc::now().timestamp_millis() + shared.offset(side);
-    let by_itself = goes_by_itself(&volatile, there, now);
+    let by_itself = goes_by_itself(&volatile, &content, now);
     if by_itself {
         base::mark_left(c, key, Some(side))?;
     }

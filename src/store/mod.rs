@@ -16,6 +16,7 @@ pub mod queue;
 pub mod records;
 mod schema;
 pub mod transactions;
+pub mod walks;
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
