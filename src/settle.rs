@@ -14,7 +14,7 @@ use crate::guard::{Form, Verdict};
 use crate::key::Key;
 use crate::metrics::Retried;
 use crate::retry::delay_of_attempt;
-use crate::shared::{Settings, Shared};
+use crate::shared::{Settings, Shared, lock};
 use crate::store::base::{self, Intent};
 use crate::store::queue::{self, Change, Row, Work};
 use crate::store::records;
@@ -239,6 +239,7 @@ pub(crate) async fn verdicts(
                 };
                 let waited = row.as_ref().map_or(0, |r| now - r.at);
                 shared.metrics.moved(planned.side, bytes, waited);
+                lock(&shared.activity).insert(item.ns.shown.clone(), now);
                 overruled = planned
                     .clash
                     .as_ref()

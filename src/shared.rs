@@ -93,6 +93,8 @@ pub struct Shared {
     pub flushing: tokio::sync::Mutex<()>,
     /// How far each side is, and how far its changes were read.
     pub watermarks: Mutex<[Watermark; 2]>,
+    /// When documents of a collection were last moved (ms since 1970), since the last sample.
+    pub activity: Mutex<HashMap<String, i64>>,
     /// For Prometheus.
     pub metrics: Arc<Metrics>,
     /// Test-only crash points and mutations.
@@ -231,6 +233,7 @@ impl Shared {
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
             watermarks: Mutex::default(),
+            activity: Mutex::default(),
             metrics,
             failpoints: Failpoints::from_env(),
             cancel,

@@ -86,8 +86,8 @@ pub struct Vitals {
     pub compared: Option<i64>,
     /// When both sides were last proven equal, ms since 1970.
     pub verified: Option<i64>,
-    /// Documents that differed at the last verify.
-    pub verify_differences: u64,
+    /// When the last verify ended (ms since 1970), and how many documents differed.
+    pub last_verify: Option<(i64, u64)>,
 }
 
 impl Vitals {
@@ -152,7 +152,7 @@ pub async fn take(shared: &Shared) -> Result<Vitals, StoreError> {
         disk_reserve: limits.min_free_disk,
         compared,
         verified: verified.and_then(|v| v.equal_at),
-        verify_differences: verified.map_or(0, |v| v.differences),
+        last_verify: verified.map(|v| (v.at, v.differences)),
     })
 }
 
