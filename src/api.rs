@@ -10,7 +10,7 @@ mod conflicts;
 mod dashboard;
 mod guard;
 mod health;
-mod openapi;
+pub mod openapi;
 mod serve;
 mod settings;
 

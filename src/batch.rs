@@ -393,7 +393,7 @@ async fn write_all(
     items: &mut [Item],
     mut planned: Vec<Planned>,
 ) -> Result<(), Failure> {
-    crate::halt::hold_vanished(shared, items, &mut planned).await?;
+    crate::loss::hold(shared, items, &mut planned).await?;
     crate::unique::configured::check(shared, settings, items, &mut planned).await?;
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;

@@ -6,6 +6,7 @@
 mod ask;
 mod config;
 mod conflicts;
+mod progress;
 mod resolve;
 mod sync;
 mod table;
@@ -43,7 +44,7 @@ pub struct Args {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but conflicts or differences \
-    are open; 69 the remote database or the daemon can't be reached; 78 bad configuration.";
+    are open; 69 the remote database or the daemon can't be reached; 78 bad configuration; 130 stopped by Ctrl-C.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -54,6 +55,8 @@ pub enum Command {
     Sync(SyncArgs),
     /// Say how things are
     Status,
+    /// Whether the daemon answers and its tasks run: exit code 0 or 1. For a container's HEALTHCHECK
+    Healthcheck,
     /// List the changes that wait
     Queue {
         /// Most entries to list
@@ -227,6 +230,9 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Ctrl-C, as shells have it.
+    const INTERRUPTED: u8 = 130;
+
     fn new(message: impl ToString, hint: Option<&str>, exit_code: u8) -> Self {
         Self {
             message: message.to_string(),
@@ -330,6 +336,7 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Reconcile { adopt: false } => sync::reconcile(client, output).await,
         Command::Reconcile { adopt: true } => sync::adopt(&loaded.config, output).await,
         Command::Status => ask::status(client, output).await,
+        Command::Healthcheck => ask::healthcheck(client, output).await,
         Command::Queue { limit } => ask::queue(client, limit, output).await,
         Command::Logs { limit } => ask::logs(client, limit, output).await,
         Command::Pause => ask::order(client, "/api/sync/pause", output).await,

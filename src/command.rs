@@ -145,6 +145,9 @@ pub struct Status {
     pub oldest_unsynced: Option<DateTime<Utc>>,
     /// Clock of the remote minus ours, in milliseconds.
     pub clock_skew: Option<i64>,
+    /// The sync run at work, with its counts so far.
+    #[serde(default)]
+    pub current_run: Option<SyncRun>,
     /// First sync or reconcile going on: collection, documents compared.
     pub progress: Option<Progress>,
     /// States a person must know: history lost, held collections, disk.

@@ -3,24 +3,18 @@
 //! A halt is a row of `meta` and a conflict on record. It is lifted by a resolution alone: the side
 //! that is kept is then carried over by a reconcile.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
+use bson::doc;
 use bson::oid::ObjectId;
-use bson::{RawDocumentBuf, doc};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{Item, Namespace, Planned, State};
 use crate::config::OnDrop;
 use crate::decide::{Kind, Side};
-use crate::failure::Failure;
-use crate::settle;
 use crate::shared::{Shared, lock};
 use crate::store::{self, StoreError, records};
-use crate::tail;
 
 const PREFIX: &str = "halted:";
 
@@ -123,19 +117,43 @@ pub async fn halt(
             "collection {shown} {what} on the {} side; it is not synced until you decide (nothing was deleted on the other side)",
             side.name()
         );
-        let halt = Halt {
-            why: why.clone(),
-            conflict: ObjectId::new(),
-            kind: Kind::CollectionDropped,
-            side,
-        };
-        shared
-            .store
-            .call(move |c| put(c, ns, &shown, &halt))
-            .await?;
-        lock(&shared.halted).insert(ns);
-        shared.notice(&format!("{PREFIX}{ns}"), Some(why));
+        put_in_place(shared, (ns, shown), (Kind::CollectionDropped, side), why).await?;
     }
+    Ok(())
+}
+
+/// Halts one collection, given with the name it is shown by; the side is the one that lost its
+/// documents. Without effect on one that is halted.
+pub async fn put_in_place(
+    shared: &Arc<Shared>,
+    (ns, shown): (u32, String),
+    (kind, side): (Kind, Side),
+    why: String,
+) -> Result<(), StoreError> {
+    if !lock(&shared.halted).insert(ns) {
+        return Ok(());
+    }
+    let conflict = ObjectId::new();
+    let (brings_back, carries_over) = match side {
+        Side::Local => ("keep_remote", "keep_local"),
+        Side::Remote => ("keep_local", "keep_remote"),
+    };
+    let why = format!(
+        "{why}: `sangam resolve {conflict} --strategy {brings_back}` brings the documents back, \
+         `--strategy {carries_over}` deletes them on the other side, too"
+    );
+    let halt = Halt {
+        why: why.clone(),
+        conflict,
+        kind,
+        side,
+    };
+    let placed = shared.store.call(move |c| put(c, ns, &shown, &halt)).await;
+    if placed.is_err() {
+        lock(&shared.halted).remove(&ns);
+    }
+    placed?;
+    shared.notice(&format!("{PREFIX}{ns}"), Some(why));
     Ok(())
 }
 
@@ -149,57 +167,4 @@ async fn known(shared: &Shared, db: &str) -> Result<HashSet<String>, StoreError>
                 .collect()
         })
         .await
-}
-
-/// How long the event of a drop may take until it is read.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Takes deletions out of a batch whose whole collection is gone from the side they come from and
-/// whose drop the stream has not told yet: a queue is read by state, which is ahead of the events,
-/// and would carry the drop over one document at a time (R13).
-pub(crate) async fn hold_vanished(
-    shared: &Arc<Shared>,
-    items: &mut [Item],
-    planned: &mut Vec<Planned>,
-) -> Result<(), Failure> {
-    if shared.settings().config.sync.on_drop == OnDrop::Propagate {
-        return Ok(());
-    }
-    let mut held: HashMap<(Side, u32), bool> = HashMap::new();
-    for p in planned.iter().filter(|p| p.write.new.is_none()) {
-        let (from, ns) = (p.side.other(), &items[p.item].ns);
-        if let Entry::Vacant(entry) = held.entry((from, ns.number)) {
-            let vanished = is_vanished(shared, from, ns).await?;
-            entry.insert(vanished && !is_known(shared, from, ns).await);
-        }
-    }
-    let mut left = Vec::new();
-    planned.retain(|p| {
-        let item = &mut items[p.item];
-        let hold = p.write.new.is_none() && held[&(p.side.other(), item.ns.number)];
-        if hold {
-            item.state = State::Done;
-            left.push(item.work.clone());
-        }
-        !hold
-    });
-    settle::put_back(shared, left, Duration::from_secs(1)).await
-}
-
-async fn is_vanished(shared: &Shared, side: Side, ns: &Namespace) -> Result<bool, Failure> {
-    let command = doc! {"listCollections": 1, "nameOnly": true, "filter": {"name": &ns.coll}};
-    let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("listCollections"))?;
-    let mut found = false;
-    let endpoint = shared.endpoint(side)?;
-    endpoint.query(&ns.db, raw, |_| found = true).await?;
-    Ok(!found)
-}
-
-/// Whether the drop was told and somebody has decided since; where nothing tells, there is nothing
-/// to wait for.
-async fn is_known(shared: &Shared, side: Side, ns: &Namespace) -> bool {
-    let told = side == Side::Local || shared.follows();
-    !told
-        || tail::catch_up(shared, side, PATIENCE).await
-            && !lock(&shared.halted).contains(&ns.number)
 }

@@ -250,6 +250,7 @@ impl Handle {
             }),
             oldest_unsynced: oldest.map(time),
             clock_skew: shared.remote().map(|_| shared.skew_ms()),
+            current_run: shared.runs.now(),
             progress: lock(&shared.progress).as_ref().map(Meter::snapshot),
             notices: notices.into_iter().map(|(_, text)| text).collect(),
             databases: settings.config.databases.clone(),

@@ -18,7 +18,7 @@
 //! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
-//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`halt`], [`disk`];
+//! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
 //! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
@@ -56,6 +56,7 @@ pub mod key;
 pub mod lift;
 pub mod link;
 pub mod log;
+pub mod loss;
 pub mod many;
 pub mod metrics;
 pub mod mongod;

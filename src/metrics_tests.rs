@@ -32,6 +32,7 @@ fn status() -> Status {
         lag_seconds: 0.0,
         oldest_unsynced: None,
         clock_skew: Some(-1500),
+        current_run: None,
         progress: None,
         notices: vec![],
         databases: vec![],

@@ -20,6 +20,7 @@ use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
+use crate::loss;
 use crate::progress::Meter;
 use crate::raw::Writer;
 use crate::runs;
@@ -187,6 +188,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
                     [&reconcile_name(db), why],
                 )?;
             }
+            loss::forget_confirmed(c)?;
             store::set_meta(c, "compared_from", began)?;
             store::set_meta(c, "last_reconcile", now)
         });
@@ -195,6 +197,9 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
     .await;
     *lock(&shared.progress) = None;
     *lock(&shared.touched) = None;
+    if outcome.is_ok() {
+        lock(&shared.comparing).clear();
+    }
     outcome
 }
 
@@ -273,7 +278,9 @@ pub async fn collections(
 async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
     let settings = shared.settings();
     let mut names = collections(shared, &settings, Side::Local, db).await?;
-    names.extend(collections(shared, &settings, Side::Remote, db).await?);
+    let there = collections(shared, &settings, Side::Remote, db).await?;
+    loss::before_comparison(shared, &settings, db, [&names, &there]).await?;
+    names.extend(there);
     names.sort();
     names.dedup();
     let mut numbers = Vec::new();
@@ -302,6 +309,7 @@ async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
             bytes: 0,
             keys: Default::default(),
         };
+        lock(&shared.comparing).insert(ns);
         let mut from = None;
         loop {
             *lock(&shared.touched) = Some(Default::default());
@@ -319,6 +327,7 @@ async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
             meter.finish(number);
         }
         vanished::queue(shared, ns, pass.keys).await?;
+        lock(&shared.comparing).remove(&ns);
     }
     Ok(())
 }
@@ -452,7 +461,7 @@ impl Pass<'_> {
                         changed[side as usize].push(Change {
                             key: key.clone(),
                             id: id.clone(),
-                            hint: None,
+                            hint: there.is_none().then(|| queue::LOOK_GONE.to_vec()),
                         });
                     }
                 }

@@ -127,6 +127,14 @@ impl Runs {
         Some(ended)
     }
 
+    /// The run at work, with its counts so far.
+    pub fn now(&self) -> Option<SyncRun> {
+        lock(&self.current).as_ref().map(|c| SyncRun {
+            duration_seconds: c.began.elapsed().as_secs_f64(),
+            ..c.run.clone()
+        })
+    }
+
     /// Whether a run is at work.
     pub fn is_running(&self) -> bool {
         lock(&self.current).is_some()

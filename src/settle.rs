@@ -222,6 +222,7 @@ pub(crate) async fn verdicts(
     let max_retries = settings.config.sync.max_retries;
     let mut settled = Vec::with_capacity(group.len());
     let mut indexes = Vec::with_capacity(group.len());
+    let mut losses = Vec::new();
     let now = Utc::now().timestamp_millis();
     for (planned, verdict) in group.into_iter().zip(verdicts) {
         let item = &mut items[planned.item];
@@ -233,6 +234,13 @@ pub(crate) async fn verdicts(
             Verdict::Done => {
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
                 shared.runs.moved(planned.side, &item.ns.shown, bytes);
+                match (&planned.write.expect, &planned.write.new) {
+                    (_, None) => {
+                        losses.push((Some(planned.side.other()), planned.write.key.clone()));
+                    }
+                    (None, _) => losses.push((None, planned.write.key.clone())),
+                    _ => {}
+                }
                 let row = match planned.side {
                     Side::Remote => &item.work.outbox,
                     Side::Local => &item.work.inbox,
@@ -339,6 +347,15 @@ pub(crate) async fn verdicts(
         })
         .await
         .map_err(store_failed)?;
+    if !losses.is_empty() {
+        let mut counted = lock(&shared.losses);
+        for (deleted_on, key) in &losses {
+            match deleted_on {
+                Some(side) => counted.deleted(*side, key),
+                None => counted.created(key),
+            }
+        }
+    }
     for (index, row) in indexes.into_iter().zip(rows) {
         if row.is_some() {
             items[index].work.inbox = row;

@@ -19,6 +19,7 @@ use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
 use crate::key::Key;
 use crate::link::Link;
+use crate::loss::Losses;
 use crate::metrics::Metrics;
 use crate::progress::Meter;
 use crate::runs::Runs;
@@ -85,6 +86,10 @@ pub struct Shared {
     pub notices: Mutex<HashMap<String, String>>,
     /// Namespaces that are halted (R13).
     pub halted: Mutex<HashSet<u32>>,
+    /// Namespaces that are being compared: what they lost is not known yet.
+    pub comparing: Mutex<HashSet<u32>>,
+    /// What was deleted lately.
+    pub losses: Mutex<Losses>,
     /// Namespaces found on a side, and those that can't be synced (views, time series).
     pub left_out: Mutex<HashSet<(String, String)>>,
     /// Rulings whose outcome is not known yet; their documents stay in `busy` meanwhile.
@@ -229,6 +234,8 @@ impl Shared {
             progress: Mutex::default(),
             notices: Mutex::default(),
             halted: Mutex::default(),
+            comparing: Mutex::default(),
+            losses: Mutex::default(),
             left_out: Mutex::default(),
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),

@@ -125,7 +125,8 @@ pub fn age(then: DateTime<Utc>, now: DateTime<Utc>) -> String {
     span((now - then).to_std().unwrap_or_default())
 }
 
-fn span(value: Duration) -> String {
+/// A time in its two largest units.
+pub fn span(value: Duration) -> String {
     let total = value.as_secs();
     let (days, hours, minutes, seconds) = (
         total / 86_400,

@@ -6,77 +6,12 @@
 
 mod common;
 
-use std::process::Output;
-
+use common::snapshot::{cli, masked, snapshot};
 use common::{Daemon, SOON, World, wait_until};
 use mongodb::IndexModel;
 use mongodb::bson::{DateTime, Document, doc};
 use mongodb::options::IndexOptions;
 use serde_json::{Value, json};
-
-fn cli(daemon: &Daemon, args: &[&str]) -> (i32, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = daemon.settings.cli(args);
-    let text = String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap();
-    (status.code().unwrap(), text)
-}
-
-/// Ids, times and random letters differ from run to run.
-fn masked(text: &str, ids: &[&str]) -> String {
-    // Whichever direction came first found the clash.
-    let mut text = text.replace("document on the local side", "document on the remote side");
-    for (i, id) in ids.iter().enumerate() {
-        text = text.replace(id, &format!("<conflict {}>", i + 1));
-    }
-    let words: Vec<String> = text
-        .split_inclusive([' ', '\n'])
-        .map(|word| {
-            let bare = word.trim_end();
-            let rest = &word[bare.len()..];
-            if let Some(at) = bare.find("john_admin_") {
-                let end = at + "john_admin_".len();
-                return format!(
-                    "{}<xxxx>{}{rest}",
-                    &bare[..end],
-                    bare.get(end + 4..).unwrap_or_default()
-                );
-            }
-            if bare.len() >= 10 && bare[..4].parse::<u32>().is_ok() && bare[4..].starts_with('-') {
-                return format!("<date>{rest}");
-            }
-            if bare.len() == 8 && bare.matches(':').count() == 2 {
-                return format!("<time>{rest}");
-            }
-            word.to_owned()
-        })
-        .collect();
-    let text = words.concat();
-    // "(2 s ago)", "(1 m 5 s ago)"
-    let mut out = String::new();
-    let mut rest = text.as_str();
-    while let Some(end) = rest.find(" ago)") {
-        let start = rest[..end].rfind('(').unwrap();
-        out.push_str(&rest[..start]);
-        out.push_str("(<age> ago)");
-        rest = &rest[end + 5..];
-    }
-    out + rest
-}
-
-fn snapshot(name: &str, text: &str) {
-    let path = format!("{}/tests/snapshots/{name}.txt", env!("CARGO_MANIFEST_DIR"));
-    if std::env::var("SANGAM_SNAPSHOTS").is_ok() {
-        std::fs::write(&path, text).unwrap();
-    }
-    let want = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(
-        want, text,
-        "{name}: run with SANGAM_SNAPSHOTS=write if this is meant\n{text}"
-    );
-}
 
 /// One taken username, one booking changed on both sides.
 async fn two_conflicts(world: &World) -> (Daemon, String, String) {

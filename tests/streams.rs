@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::kit::{
     PATIENT, both, conflicts_now, converged_without_conflict, dealt_with, raw_docs, set,
-    the_conflict, wait_content,
+    the_conflict, wait_content, wait_reconciled,
 };
 use common::{Daemon, World, wait_for, wait_until, yet};
 use mongodb::bson::{Document, Timestamp, doc};
@@ -86,19 +86,6 @@ async fn r13_a_dropped_collection_is_held_and_the_other_side_stays() {
         );
         assert_eq!(conflicts_now(&world, &daemon).await.len(), 1);
     }
-}
-
-/// Compares everything now.
-async fn wait_reconciled(daemon: &Daemon) {
-    wait_until(common::SOON, "a reconcile", async || {
-        let answer = daemon
-            .post("/api/sync/reconcile", serde_json::json!({}))
-            .await?;
-        (answer.status == 200)
-            .then_some(())
-            .ok_or_else(|| answer.body.to_string())
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -206,6 +206,11 @@ impl Modify for Token {
 )]
 struct Api;
 
+/// The description of the API.
+pub fn described() -> utoipa::openapi::OpenApi {
+    Api::openapi()
+}
+
 pub(super) async fn document() -> Json<utoipa::openapi::OpenApi> {
-    Json(Api::openapi())
+    Json(described())
 }

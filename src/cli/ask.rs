@@ -18,6 +18,17 @@ pub(super) async fn status(client: Client, output: Output) -> Result<ExitCode, F
     Ok(ExitCode::SUCCESS)
 }
 
+/// A container's engine takes codes above 1 for its own, so there are only two here.
+pub(super) async fn healthcheck(client: Client, output: Output) -> Result<ExitCode, Failure> {
+    match client.get::<Value>("/healthz").await {
+        Ok(answer) => {
+            output.answer(&answer, || "alive".to_owned());
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => Err(Failure::new(&error, error.hint(), 1)),
+    }
+}
+
 pub(super) async fn queue(client: Client, limit: u32, output: Output) -> Result<ExitCode, Failure> {
     let queue: Queue = client
         .get(&format!("/api/sync/queue?limit={limit}"))

@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::ask::coloured;
+use super::progress::{Source, watch};
 use super::table::table;
 use super::{Failure, Output, SyncArgs};
 use crate::client::{Client, ClientError};
@@ -23,18 +24,20 @@ pub(super) async fn sync(
 ) -> Result<ExitCode, Failure> {
     if !args.once {
         let body = json!({ "collections": args.collections });
-        match client.post::<SyncRun>("/api/sync/sync", Some(body)).await {
+        let asked = client.post::<SyncRun>("/api/sync/sync", Some(body));
+        match watch(Source::Daemon(&client), asked, output).await? {
             // Nobody is there. If a daemon runs all the same, it holds the state and start says so.
             Err(ClientError::Off | ClientError::Unreachable { refused: true, .. }) => {}
             answer => return Ok(show(&answer?, output)),
         }
     }
-    let run = Box::pin(in_process(config, &args.collections)).await?;
+    let run = Box::pin(in_process(config, &args.collections, output)).await?;
     Ok(show(&run, output))
 }
 
 pub(super) async fn reconcile(client: Client, output: Output) -> Result<ExitCode, Failure> {
-    let run: SyncRun = client.post("/api/sync/reconcile", None).await?;
+    let asked = client.post::<SyncRun>("/api/sync/reconcile", None);
+    let run = watch(Source::Daemon(&client), asked, output).await??;
     Ok(show(&run, output))
 }
 
@@ -50,7 +53,11 @@ pub(super) async fn adopt(config: &Config, output: Output) -> Result<ExitCode, F
 }
 
 /// Starts the engine, makes one pass, stops it. Ctrl-C stops it early; nothing is lost by that.
-async fn in_process(config: Config, collections: &[String]) -> Result<SyncRun, Failure> {
+async fn in_process(
+    config: Config,
+    collections: &[String],
+    output: Output,
+) -> Result<SyncRun, Failure> {
     // What goes wrong belongs on the screen; the daemon's chatter doesn't.
     crate::log::init(&LogConfig {
         format: LogFormat::Text,
@@ -66,12 +73,13 @@ async fn in_process(config: Config, collections: &[String]) -> Result<SyncRun, F
     let handle = daemon.handle();
     let engine = tokio::spawn(Box::pin(daemon.run_until(stop.clone())));
     let pass = Box::pin(handle.sync(Trigger::Manual, collections));
-    let run = stop.run_until_cancelled(pass).await;
+    let watched = watch(Source::Here(&handle), pass, output);
+    let run = stop.run_until_cancelled(watched).await;
     stop.cancel();
     let ended = engine.await;
     match (run, ended) {
         (_, Ok(Err(error))) => Err(error.into()),
-        (Some(run), _) => Ok(run?),
+        (Some(run), _) => Ok(run??),
         (None, _) => Err(interrupted()),
     }
 }
@@ -80,7 +88,7 @@ fn interrupted() -> Failure {
     Failure::new(
         "interrupted; what was not moved waits for the next sync",
         None,
-        1,
+        Failure::INTERRUPTED,
     )
 }
 

@@ -78,6 +78,13 @@ pub fn table(of: Side) -> &'static str {
     }
 }
 
+/// A hint: look at the document, which is gone by the last we know. (Unlike `d`, which one event alone
+/// says, it is never taken for an echo.)
+pub const LOOK_GONE: &[u8] = b"D";
+
+/// The condition for rows of documents that are gone, as the index has it.
+pub const GONE: &str = "held IS NULL AND hint IN (x'64', x'44')";
+
 /// A change seen on a stream, by a pull or by a reconcile.
 #[derive(Clone, Debug)]
 pub struct Change {
@@ -101,7 +108,7 @@ pub fn enqueue(c: &Connection, of: Side, changes: &[Change], at: i64) -> rusqlit
         .query_row([count], |r| r.get(0))?;
     let mut insert = c.prepare_cached(&format!(
         "INSERT INTO {}(key, id, seq, hint, at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET
-         seq = excluded.seq, hint = NULL, held = NULL, reason = NULL, attempts = 0, next_at = 0",
+         seq = excluded.seq, hint = CASE WHEN excluded.hint IN (x'64', x'44') THEN x'44' END, held = NULL, reason = NULL, attempts = 0, next_at = 0",
         table(of)
     ))?;
     for (seq, change) in (last - count + 1..).zip(changes) {
@@ -331,7 +338,7 @@ pub fn remove(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result
 /// Forgets what the event of a row said, so that it is looked at and not taken for an echo.
 pub fn forget_hint(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<()> {
     c.prepare_cached(&format!(
-        "UPDATE {} SET hint = NULL WHERE key = ? AND hint IS NOT NULL",
+        "UPDATE {} SET hint = CASE WHEN hint IN (x'64', x'44') THEN x'44' END WHERE key = ? AND hint IS NOT NULL",
         table(of)
     ))?
     .execute([key.as_bytes()])?;

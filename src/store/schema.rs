@@ -16,7 +16,7 @@ const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID;
 CREATE TABLE namespaces(n INTEGER PRIMARY KEY, db TEXT NOT NULL, coll TEXT NOT NULL, UNIQUE(db, coll));
 -- pos keeps the order of the first change; seq changes with every change (R2).
--- hint: what the single event said ('d' delete, 'u' + update description), NULL: look.
+-- hint: what the single event said ('d' delete, 'u' + update description), NULL: look, 'D': look, it is gone.
 -- held: 'conflict' or 'failed'; next_at in ms since 1970.
 CREATE TABLE outbox(pos INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE, id BLOB NOT NULL,
   seq INTEGER NOT NULL, hint BLOB, at INTEGER NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
@@ -52,6 +52,8 @@ INSERT INTO meta(k, v) VALUES('seq', 0);
 const LATER: &str = "
 CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
   seen INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS outbox_gone ON outbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
+CREATE INDEX IF NOT EXISTS inbox_gone ON inbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
 ";
 

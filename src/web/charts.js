@@ -16,18 +16,20 @@ function spans(samples, field, { from, to, sum }) {
   return out;
 }
 
-function nice(max) {
+/// A round number just above: of things, or of seconds.
+function nice(max, seconds) {
   const power = 10 ** Math.floor(Math.log10(Math.max(max, 1)));
-  return [1, 2, 5, 10].map((f) => f * power).find((v) => v >= max) ?? max;
+  const steps = seconds ? [5, 15, 60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800, 1209600, 2629800, 7889400, 31557600] : [1, 1.5, 2, 3, 4, 6, 8, 10].map((f) => f * power);
+  return steps.find((v) => v >= max) ?? max;
 }
 
 /// `lines`: [{field, name, mark: "a"|"b"}]; `write` turns a value into words.
-export function chart(node, { title, samples, stepSeconds, lines, from, to, sum = false, write, away = [] }) {
+export function chart(node, { title, samples, stepSeconds, lines, from, to, sum = false, seconds = false, write, away = [] }) {
   const key = [title, from, to, samples.length, samples.at(-1), away.length];
   fill(node, key, () => {
     const all = lines.map((l) => ({ ...l, values: spans(samples, l.field, { from, to, sum }) }));
     const gap = Math.max(1, Math.ceil(((stepSeconds * 1000) / (to - from)) * POINTS * 1.5));
-    const max = nice(Math.max(...all.flatMap((l) => l.values.map((v) => v ?? 0)), 1));
+    const max = nice(Math.max(...all.flatMap((l) => l.values.map((v) => v ?? 0)), seconds ? 5 : 4), seconds);
     const x = (i) => ((i + 0.5) / POINTS) * W;
     const y = (v) => H - (v / max) * (H - 6);
     const head = h("figcaption", {}, h("h3", {}, title));
@@ -39,7 +41,7 @@ export function chart(node, { title, samples, stepSeconds, lines, from, to, sum 
     const keys = h("div", { class: "key" });
     const legend = (i) => all.map((l) => h("span", { class: l.mark }, `${l.name}: ${i === null ? (sum ? `${write(l.values.reduce((a, v) => a + (v ?? 0), 0))} in all` : write(last(l))) : write(l.values[i] ?? 0)}`));
     keys.replaceChildren(...legend(null));
-    const cursor = svg("line", { class: "cursor", y1: 0, y2: H, x1: -9, x2: -9 });
+    const cursor = svg("line", { class: "cursor", y1: 0, y2: H, visibility: "hidden" });
     const picture = svg("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title}. ${spoken}` },
       away.map(([a, b]) => svg("rect", { class: "away", x: Math.max(0, ((a - from) / (to - from)) * W), width: Math.max(1, ((Math.min(b, to) - Math.max(a, from)) / (to - from)) * W), y: 0, height: H })),
       [0, 0.5, 1].map((f) => svg("line", { class: "grid", x1: 0, x2: W, y1: y(max * f), y2: y(max * f) })),
@@ -56,12 +58,12 @@ export function chart(node, { title, samples, stepSeconds, lines, from, to, sum 
     picture.addEventListener("pointermove", (event) => {
       const box = picture.getBoundingClientRect();
       const i = Math.min(POINTS - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * POINTS)));
-      cursor.setAttribute("x1", x(i)); cursor.setAttribute("x2", x(i));
+      for (const [name, value] of [["x1", x(i)], ["x2", x(i)], ["visibility", "visible"]]) cursor.setAttribute(name, value);
       keys.replaceChildren(...legend(i));
       middle.textContent = shortTime(from + ((to - from) * (i + 0.5)) / POINTS, Math.min(to - from, 864e5));
     });
     picture.addEventListener("pointerleave", () => {
-      cursor.setAttribute("x1", -9); cursor.setAttribute("x2", -9);
+      cursor.setAttribute("visibility", "hidden");
       keys.replaceChildren(...legend(null));
       middle.textContent = shortTime((from + to) / 2, to - from);
     });

@@ -35,7 +35,7 @@ export function conflict(main, id) {
     const differing = rows.filter((f) => f.differs);
     const cell = (f, side, name) => {
       const there = f[side] !== undefined && f[side] !== null || (f[side] === null && side in f && c[`${side}Document`]?.[f.name] === null);
-      const changed = f.differs && (f.changedBy === side || f.changedBy === "both");
+      const changed = f.differs && side !== "base" && (f.changedBy === side || f.changedBy === "both");
       return h("td", { class: changed ? "changed" : "", "data-label": name }, changed && h("span", { class: "tag" }, "changed"), there ? plain(f[side]) : h("span", { class: "none" }, "not there"));
     };
     const body = h("tbody", {});
@@ -52,9 +52,13 @@ export function conflict(main, id) {
 
   function decide(c) {
     const advice = c.recommendations ?? [];
-    const known = c.strategies ?? [...new Set(advice.map((a) => a.strategy))].map((strategy) => ({ strategy, possible: true, needsValue: false, summary: advice.find((a) => a.strategy === strategy).reason }));
+    const offered = c.strategies ?? [...new Set(advice.map((a) => a.strategy))].map((strategy) => ({ strategy, possible: true, needsValue: false, summary: advice.find((a) => a.strategy === strategy).reason }));
+    // What can't be done is not offered, unless that is all there is to say.
+    const possible = offered.filter((s) => s.possible);
+    const known = possible.length ? possible : offered;
     if (!known.length) return h("section", { class: "card" }, h("h2", {}, "Your decision"), h("p", {}, "The cloud can’t be reached now. Decide when the connection is back; nothing is lost meanwhile."));
     const best = advice.find((a) => known.some((s) => s.strategy === a.strategy && s.possible))?.strategy;
+    known.sort((a, b) => (b.strategy === best) - (a.strategy === best));
     let chosen = null;
     const value = h("input", { id: "value", oninput: later, autocomplete: "off" });
     const valueBox = h("label", { for: "value", hidden: true }, `New value for ${c.field ?? "the field"}`, value);
@@ -91,7 +95,11 @@ export function conflict(main, id) {
         if (ended || mine !== chosen) return;
         go.disabled = false;
         const result = r.result?.document;
-        preview.replaceChildren(h("p", { class: "notice good" }, h("strong", {}, "What would happen: "), r.message), result ? h("details", {}, h("summary", {}, "The document afterwards"), h("pre", { tabIndex: 0 }, JSON.stringify(result, null, 2))) : "");
+        const fields = c.fields.filter((f) => f.differs && f.name !== "_id");
+        const other = r.result?.otherDocument;
+        preview.replaceChildren(h("div", { class: "notice good" }, h("p", {}, h("strong", {}, "What would happen: "), mine.strategy === "keep_local" || mine.strategy === "keep_remote" || mine.strategy === "merge" ? (result ? "both places then have" : "the document is then deleted in both places") : r.message),
+          result && h("dl", {}, fields.map((f) => [h("dt", {}, f.name), h("dd", {}, f.name in result ? plain(result[f.name]) : "not there")]))),
+        [["The document afterwards", result], ["The other document afterwards", other]].filter(([, d]) => d).map(([name, d]) => h("details", {}, h("summary", {}, name), h("pre", { tabIndex: 0, role: "region", "aria-label": name }, JSON.stringify(d, null, 2)))));
       } catch (error) {
         if (ended || mine !== chosen) return;
         if (error.body?.conflict) return load("This document has changed since you opened the page. Here is how it stands now.");
@@ -103,7 +111,7 @@ export function conflict(main, id) {
       go.textContent = "Settling…";
       try {
         const r = await post(`${path}/resolve`, request(notes.value && { notes: notes.value }));
-        toast(r.message, { name: "Undo", run: undo });
+        toast(`Settled: ${(STRATEGIES[chosen.strategy]?.[0] ?? chosen.strategy).toLowerCase()}.`, { name: "Undo", run: undo });
         if (!ended) location.hash = "#/conflicts";
       } catch (error) {
         if (ended) return;
@@ -130,7 +138,7 @@ export function conflict(main, id) {
 
   async function undo() {
     try {
-      toast((await post(`${path}/undo`)).message);
+      toast(`Taken back: ${(await post(`${path}/undo`)).message}`);
     } catch (error) {
       toast(error.message);
     }

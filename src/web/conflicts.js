@@ -9,9 +9,11 @@ import { label } from "./values.js";
 const PAGE = 50;
 const kept = { resolved: "false", kind: "", collection: "" };
 
+const field = (id, name, input) => h("div", { class: "field" }, h("label", { for: id }, name), input);
+
 export function conflicts(main) {
   let items = [], total = 0, next = null, ended = false, asked = 0, collections = [];
-  const select = (id, name, options) => h("label", { for: id }, name, h("select", { id, onchange: (e) => { kept[id] = e.target.value; load(); } },
+  const select = (id, name, options) => field(id, name, h("select", { id, onchange: (e) => { kept[id] = e.target.value; load(); } },
     options.map(([value, text]) => h("option", { value, selected: kept[id] === value }, text))));
   const collection = h("select", { id: "collection", onchange: (e) => { kept.collection = e.target.value; load(); } });
   const head = h("h1", {}, "Conflicts");
@@ -25,7 +27,7 @@ export function conflicts(main) {
     h("section", { class: "card", "aria-label": "List" },
       h("div", { class: "filters" }, select("resolved", "Show", [["false", "open"], ["true", "settled"], ["", "all"]]),
         select("kind", "What happened", [["", "anything"], ...Object.entries(KINDS).map(([k, v]) => [k, v[0]])]),
-        h("label", { for: "collection" }, "Collection", collection), simple),
+        field("collection", "Collection", collection), simple),
       sub, list, h("div", { class: "actions" }, more)),
     bulk);
 
@@ -81,7 +83,7 @@ export function conflicts(main) {
           load();
         });
       } }, `Settle all ${number(total)}`);
-      return h("section", { class: "card" }, h("h2", {}, `Settle all ${what}`), h("div", { class: "filters" }, h("label", { for: "bulk" }, "In this way", choice), preview, go), says);
+      return h("section", { class: "card" }, h("h2", {}, `Settle all ${what}`), h("div", { class: "filters" }, field("bulk", "In this way", choice), preview, go), says);
     });
   }
 

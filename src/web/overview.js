@@ -2,15 +2,21 @@
 
 import { get, post } from "./api.js";
 import { chart } from "./charts.js";
-import { ask, count, duration, fill, h, number, time, toast, when } from "./dom.js";
+import { ask, count, duration, fill, h, number, svg, time, toast, when } from "./dom.js";
 import { link, may, state } from "./state.js";
 import { REASONS, free, sentence, work } from "./words.js";
 
+/// Shapes, so that the level can be told without colour.
+const SIGNS = {
+  done: "M5 12.5l4.5 4.5L19 7.5", moving: "M4 9h13l-3.5-3.5M20 15H7l3.5 3.5", paused: "M9 6v12M15 6v12", away: "M4 4l16 16M7 15a6 6 0 0 1 3-3M12 19h0M4 11a11 11 0 0 1 4-2.6M12 8a11 11 0 0 1 8 3",
+  ask: "M8.5 9a3.5 3.5 0 1 1 5 3.2c-1 .5-1.5 1.1-1.5 2.3M12 18.5h0", stop: "M12 5v9M12 18.5h0",
+};
 const RANGES = [["Day", 24], ["Week", 168], ["Month", 720], ["Year", 8760]];
 
 export function overview(main) {
   let hours = 24, history = null, collections = null, ended = false, busy = "";
-  const sign = h("div", { class: "sign", "aria-hidden": "true" });
+  const picture = svg("path", {});
+  const sign = h("div", { class: "sign", "aria-hidden": "true" }, svg("svg", { viewBox: "0 0 24 24" }, picture));
   const title = h("h1", { id: "sentence", "aria-live": "polite" });
   const more = h("div", { class: "more" });
   const progress = h("div", { class: "progress" });
@@ -67,16 +73,16 @@ export function overview(main) {
     const s = o.status;
     const now = sentence(o, collections);
     hero.className = `card hero ${now.level}`;
-    if (sign.textContent !== now.sign) sign.textContent = now.sign;
+    picture.setAttribute("d", SIGNS[now.sign]);
     if (title.textContent !== now.text) title.textContent = now.text;
     document.title = now.level === "ok" ? "Sangam" : `${now.text} – Sangam`;
     fill(more, now.more, () => now.more.filter(Boolean).map((t) => h("p", {}, t)));
     const p = s.progress;
     progress.hidden = !p;
     if (p) {
-      fill(progress, p.what, () => [h("label", { class: "label", for: "work" }, ""), h("progress", { id: "work" }), h("p", { class: "quiet small" })]);
+      fill(progress, p.what, () => [h("label", { for: "work" }, ""), h("progress", { id: "work" }), h("p", { class: "quiet small" })]);
       const [name, bar, text] = progress.children;
-      name.textContent = p.what === "verify" || now.level !== "busy" ? work(p) : "";
+      name.textContent = work(p);
       bar.max = Math.max(1, p.total);
       bar.value = Math.min(p.documents, p.total);
       text.textContent = `${number(p.documents)} of about ${count(p.total, "document")}, at ${p.collection}${p.secondsLeft ? `; about ${duration(p.secondsLeft)} left` : ""}`;
@@ -97,7 +103,7 @@ export function overview(main) {
     fill(places, key, () => {
       const way = (to, n) => h("div", { class: `way ${to ? "to" : "from"} ${s.isOnline ? "" : "cut"}` },
         h("span", { class: "tip", "aria-hidden": "true" }, to ? "" : "←"), h("span", { class: "rule" }), h("span", { class: "tip", "aria-hidden": "true" }, to ? "→" : ""),
-        h("span", { class: "label" }, n === 0 ? (to ? "nothing to send" : "nothing to fetch") : to ? `${number(n)} to send` : `${number(n)} to fetch`));
+        h("span", { class: "tells" }, n === 0 ? (to ? "nothing to send" : "nothing to fetch") : to ? `${number(n)} to send` : `${number(n)} to fetch`));
       return h("div", { class: "places" },
         h("div", { class: "place" }, h("div", { class: "name" }, "In this building"), h("div", { class: "number" }, total("local")), h("div", { class: "quiet small" }, free(o))),
         h("div", { class: "between" }, way(true, s.pendingDocuments), h("span", { class: `state ${s.isOnline ? "online" : "away"}` }, link(s)), way(false, s.pendingInbox)),
@@ -111,7 +117,7 @@ export function overview(main) {
     const away = changes.flatMap((c, i) => (c.online ? [] : [[new Date(c.at).getTime(), i + 1 < changes.length ? new Date(changes[i + 1].at).getTime() : to]])).filter(([a, b]) => b > from && a < to);
     const common = { samples: history.samples, stepSeconds: history.stepSeconds, from, to, away };
     chart(waiting, { ...common, title: "Changes waiting", write: number, lines: [{ field: "outbox", name: "to send", mark: "a" }, { field: "inbox", name: "to fetch", mark: "b" }] });
-    chart(lag, { ...common, title: "How far behind", write: (v) => duration(v), lines: [{ field: "lag", name: "delay", mark: "a" }] });
+    chart(lag, { ...common, title: "How far behind", seconds: true, write: (v) => (v < 1 ? "none" : duration(v)), lines: [{ field: "lag", name: "delay", mark: "a" }] });
     chart(moved, { ...common, title: "Documents moved", write: number, sum: true, lines: [{ field: "sent", name: "sent", mark: "a" }, { field: "fetched", name: "fetched", mark: "b" }] });
     fill(links, history.link.slice(0, 6), () => linkTable(history.link.slice(0, 6)));
   }
@@ -151,7 +157,7 @@ export function overview(main) {
       const first = pending === "";
       pending = now;
       clearTimeout(soon);
-      if (!first) soon = setTimeout(() => { loadCollections(); loadHistory(); }, 1500);
+      if (!first) soon = setTimeout(() => { loadCollections(); loadHistory(); }, 700);
     }
   });
   let soon;

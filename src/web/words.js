@@ -52,44 +52,44 @@ export function sentence(o, collections, now = Date.now()) {
   const waiting = Math.max(0, s.pendingDocuments + s.pendingInbox - s.heldDocuments);
   const oldest = s.oldestUnsynced ? `The oldest is from ${when(s.oldestUnsynced)}.` : "";
   if (!s.isCapturing) {
-    return { level: "bad", sign: "!", text: "Sangam can’t see the local database", more: ["Changes are not being noted right now. Is MongoDB running on this machine? Nothing is lost: when it is back, everything is compared."] };
+    return { level: "bad", sign: "stop", text: "Sangam can’t see the local database", more: ["Changes are not being noted right now. Is MongoDB running on this machine? Nothing is lost: when it is back, everything is compared."] };
   }
   const halted = (o.conflictsByKind.collection_dropped ?? 0) + (o.conflictsByKind.mass_delete ?? 0);
   if (halted > 0) {
-    return { level: "bad", sign: "!", text: `${count(halted, "collection")} ${halted === 1 ? "is" : "are"} on hold until you decide`, more: ["Much was deleted in one place. Nothing was deleted in the other. Look at it under Conflicts."] };
+    return { level: "bad", sign: "stop", text: `${count(halted, "collection")} ${halted === 1 ? "is" : "are"} on hold until you decide`, more: ["Much was deleted in one place. Nothing was deleted in the other. Look at it under Conflicts."] };
   }
   if (!s.isConfigured) {
-    return { level: "wait", sign: "…", text: "No cloud database is set up yet", more: [`Changes are noted all the same; ${waits(waiting)}.`, "Its address belongs into remote.uri in sangam.toml."] };
+    return { level: "wait", sign: "stop", text: "No cloud database is set up yet", more: [`Changes are noted all the same; ${waits(waiting)}.`, "Its address belongs into remote.uri in sangam.toml."] };
   }
   if (!s.isOnline) {
     const known = s.link.state !== "interrupted" || s.link.reason;
-    if (!known) return { level: "busy", sign: "↻", text: "Connecting to the cloud…", more: [waiting ? `${waits(waiting)}.` : ""] };
+    if (!known) return { level: "busy", sign: "moving", text: "Connecting to the cloud…", more: [waiting ? `${waits(waiting)}.` : ""] };
     const more = [[oldest, room(o, waiting, now)].filter(Boolean).join(" ")];
     const reason = REASONS[s.link.reason];
     if (reason) more.push(`Why: ${reason}. Sangam keeps trying by itself.`);
     const tail = waiting ? `${waits(waiting)}` : "nothing is waiting";
-    return { level: "wait", sign: "⏸", text: `No connection to the cloud since ${when(s.link.since, now)}; ${tail}`, more };
+    return { level: "wait", sign: "away", text: `No connection to the cloud since ${when(s.link.since, now)}; ${tail}`, more };
   }
   if (s.isPaused) {
-    return { level: "wait", sign: "⏸", text: `Syncing is paused${waiting ? `; ${waits(waiting)}` : ""}`, more: ["Changes go on being noted. Press Resume when they may move again."] };
+    return { level: "wait", sign: "paused", text: `Syncing is paused${waiting ? `; ${waits(waiting)}` : ""}`, more: ["Changes go on being noted. Press Resume when they may move again."] };
   }
   if (s.progress && s.progress.what !== "verify") {
-    return { level: "busy", sign: "↻", text: work(s.progress), more: ["You can go on working meanwhile."] };
+    return { level: "busy", sign: "moving", text: work(s.progress), more: ["You can go on working meanwhile."] };
   }
   const proof = [proven(o, now)];
   if (s.unresolvedConflicts > 0) {
     const n = s.unresolvedConflicts;
-    return { level: "wait", sign: "?", text: `${count(n, "change")} ${n === 1 ? "needs" : "need"} your decision; everything else is in both places`, more: ["Only these documents wait. Decide under Conflicts whenever you have time."] };
+    return { level: "wait", sign: "ask", text: `${count(n, "change")} ${n === 1 ? "needs" : "need"} your decision; everything else is in both places`, more: ["Only these documents wait. Decide under Conflicts whenever you have time."] };
   }
   if (o.verifyDifferences > 0) {
-    return { level: "bad", sign: "!", text: `The last check found ${count(o.verifyDifferences, "document")} that differ`, more: ["Press “Compare and mend” to bring both places together."] };
+    return { level: "bad", sign: "stop", text: `The last check found ${count(o.verifyDifferences, "document")} that differ`, more: ["Press “Compare and mend” to bring both places together."] };
   }
   if (waiting > 0 && s.lagSeconds > 5) {
-    return { level: "busy", sign: "↻", text: `${count(waiting, "change")} ${waiting === 1 ? "is" : "are"} on the way`, more: [oldest] };
+    return { level: "busy", sign: "moving", text: `${count(waiting, "change")} ${waiting === 1 ? "is" : "are"} on the way`, more: [oldest] };
   }
   const total = collections?.every((c) => c.local !== null) ? collections.reduce((sum, c) => sum + c.local, 0) : null;
   const text = total === null ? "Everything is in both places" : total === 0 ? "Both places are ready; there are no documents yet" : total === 1 ? "The one document is in both places" : `All ${number(total)} documents are in both places`;
-  return { level: "ok", sign: "✓", text, more: proof };
+  return { level: "ok", sign: "done", text, more: proof };
 }
 
 function proven(o, now) {

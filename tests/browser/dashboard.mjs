@@ -139,7 +139,7 @@ try {
   step("each way of settling it is previewed before anything is written");
   for (const name of [/Keep ours/, /Combine both/, /Keep the cloud/]) {
     await page.getByRole("radio", { name }).check();
-    await page.getByText("What would happen:").waitFor();
+    await page.getByText("What would happen:").first().waitFor();
   }
   const before = await wish("find", { side: "local", coll: "bookings", filter });
   assert.equal(before.guests, 120, "a preview writes nothing");
@@ -154,7 +154,7 @@ try {
 
   step("and taken back");
   await page.locator(".toast").getByRole("button", { name: "Undo" }).click();
-  await page.locator(".toast", { hasText: "back" }).first().waitFor();
+  await page.locator(".toast", { hasText: "Taken back" }).waitFor();
   await wish("equal");
   assert.equal((await wish("find", { side: "remote", coll: "bookings", filter })).guests, 120, "ours is back, in both places");
   await page.getByLabel("Show", { exact: true }).selectOption("true");

@@ -173,3 +173,16 @@ pub async fn queue(daemon: &Daemon) -> Vec<Value> {
         .cloned()
         .unwrap_or_default()
 }
+
+/// Compares everything now.
+pub async fn wait_reconciled(daemon: &Daemon) {
+    wait_until(PATIENT, "a reconcile", async || {
+        let answer = daemon
+            .post("/api/sync/reconcile", serde_json::json!({}))
+            .await?;
+        (answer.status == 200)
+            .then_some(())
+            .ok_or_else(|| answer.body.to_string())
+    })
+    .await;
+}

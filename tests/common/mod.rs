@@ -11,6 +11,7 @@ pub mod conflict;
 pub mod daemon;
 pub mod kit;
 pub mod odd;
+pub mod snapshot;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
