@@ -11,6 +11,7 @@ mod dashboard;
 mod guard;
 mod health;
 pub mod openapi;
+mod schema;
 mod serve;
 mod settings;
 
@@ -63,6 +64,7 @@ fn router(dispatcher: Dispatcher, guard: Guard, live: Arc<dashboard::Live>) -> R
             "/api/sync/config",
             get(settings::config).put(settings::set_config),
         )
+        .route("/api/sync/schema", get(schema::report).post(schema::make))
         .route("/api/sync/conflicts", get(conflicts::list))
         .route("/api/sync/conflicts/resolve", post(conflicts::resolve_many))
         .route(

@@ -8,6 +8,7 @@ mod config;
 mod conflicts;
 mod progress;
 mod resolve;
+mod schema;
 mod sync;
 mod table;
 
@@ -105,6 +106,12 @@ pub enum Command {
         /// start compares both whole and deletes nothing. Only while no daemon runs
         #[arg(long)]
         adopt: bool,
+    },
+    /// Compare indexes and options of both databases
+    Schema {
+        /// Make what is missing: indexes dropped on one side, refused before, or needed by the pull
+        #[arg(long)]
+        create: bool,
     },
     /// Show Sangam at work on two databases of its own
     Demo {
@@ -336,6 +343,7 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Reconcile { adopt: false } => sync::reconcile(client, output).await,
         Command::Reconcile { adopt: true } => sync::adopt(&loaded.config, output).await,
         Command::Status => ask::status(client, output).await,
+        Command::Schema { create } => schema::schema(client, create, output).await,
         Command::Healthcheck => ask::healthcheck(client, output).await,
         Command::Queue { limit } => ask::queue(client, limit, output).await,
         Command::Logs { limit } => ask::logs(client, limit, output).await,

@@ -42,6 +42,8 @@ pub struct Config {
     pub remote_uri: Option<SecretString>,
     /// What is synced and how.
     pub sync: SyncConfig,
+    /// What is done so that both sides have the same indexes and options.
+    pub schema_sync: SchemaSync,
     /// Fields that must be unique by collection, beside what the unique indexes say.
     pub unique_fields: BTreeMap<String, Vec<String>>,
     /// Names of the sync fields in documents.
@@ -115,6 +117,18 @@ pub enum OnDrop {
     Hold,
     /// Do the same on the other side.
     Propagate,
+}
+
+/// `[schema] sync`: what is done so that both sides have the same indexes and options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SchemaSync {
+    /// Nothing; what differs is reported.
+    Report,
+    /// Indexes of one side come to exist on the other.
+    Indexes,
+    /// Collections' options, too, and changes of both.
+    Full,
 }
 
 /// `[fields]`: names of the sync fields, as the app spells them.

@@ -22,8 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, stamp, tail,
-    tell, watermark, worker,
+    disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, schema, stamp,
+    tail, tell, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -103,6 +103,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     }
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
+    schema::load(&shared).await?;
     loss::load(&shared).await?;
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),
@@ -167,6 +168,7 @@ impl Daemon {
             task!("worker", worker::run(shared.clone()));
             task!("reconcile", reconcile::run(shared.clone()));
             task!("rulings", ruling::run(shared.clone()));
+            task!("schema", schema::run(shared.clone()));
         } else {
             shared.notice("remote", Some(CommandError::NotConfigured.to_string()));
         }

@@ -1,6 +1,7 @@
 //! What API, control file and signals ask of a running daemon.
 
 mod conflicts;
+mod schema;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -16,6 +16,7 @@
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
 //! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
+//! indexes and options: [`schema`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
@@ -78,6 +79,7 @@ pub mod rules;
 pub mod ruling;
 pub mod run;
 pub mod runs;
+pub mod schema;
 pub(crate) mod settle;
 pub mod shared;
 pub mod side;

@@ -168,6 +168,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
         let began = Utc::now().timestamp_millis() + shared.offset(Side::Remote);
         let first = asked.iter().any(|(_, why)| why == "first sync");
         *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
+        crate::schema::before_data(shared).await?;
         for (db, why) in asked {
             tracing::info!(db, why, "comparing both databases");
             compare(shared, db).await?;

@@ -96,6 +96,8 @@ pub struct Shared {
     pub rulings: Mutex<Vec<[u8; 12]>>,
     /// Held while records are written to the local database: they must arrive in order.
     pub flushing: tokio::sync::Mutex<()>,
+    /// What is known of indexes and options.
+    pub schema: crate::schema::State,
     /// How far each side is, and how far its changes were read.
     pub watermarks: Mutex<[Watermark; 2]>,
     /// When documents of a collection were last moved (ms since 1970), since the last sample.
@@ -239,6 +241,7 @@ impl Shared {
             left_out: Mutex::default(),
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
+            schema: Default::default(),
             watermarks: Mutex::default(),
             activity: Mutex::default(),
             metrics,

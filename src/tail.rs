@@ -195,6 +195,8 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     let watch = database
         .watch()
         .pipeline(pipeline(shared, &settings))
+        // Those of indexes and options, too.
+        .show_expanded_events(true)
         .max_await_time(AWAIT);
     let fresh = position.as_ref().err().copied();
     let watch = match position {
@@ -341,6 +343,7 @@ async fn commit(
             Event::Halt { coll, what } => {
                 crate::halt::halt(shared, side, db, coll.as_deref(), &what).await?
             }
+            Event::Schema => shared.schema.wake.notify_one(),
             Event::Nothing => {}
         }
     }

@@ -130,7 +130,7 @@ async fn carry_out(world: &World, daemon: &Daemon, wish: &Value) -> Result<Value
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs Node and Chromium; .ci/browser runs it"]
 async fn the_dashboard_in_a_browser() {
-    let world = World::new("browser").await;
+    let world = World::new("temple").await;
     with_a_past(&world).await;
     let settings = world.settings().token(TOKEN).set("log.level", "\"info\"");
     let port = settings.api_port();

@@ -198,6 +198,7 @@ impl Modify for Token {
         super::dashboard::session, super::dashboard::overview, super::dashboard::collections,
         super::dashboard::history, super::dashboard::events,
         super::settings::config, super::settings::set_config,
+        super::schema::report, super::schema::make,
         super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,
         super::conflicts::resolve_many, super::conflicts::auto_resolve
     ),

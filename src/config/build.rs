@@ -11,7 +11,7 @@ use super::load::{ConfigError, Setting, Settings};
 use super::value::Value;
 use super::{
     ApiConfig, Config, FieldNames, LogConfig, LogFormat, NamedToken, NotifyConfig, OnDrop, Policy,
-    ProbeConfig, PullConfig, QueueConfig, RetryConfig, SyncConfig,
+    ProbeConfig, PullConfig, QueueConfig, RetryConfig, SchemaSync, SyncConfig,
 };
 use crate::api::Role;
 use crate::rules::{FieldRule, FieldRules};
@@ -46,6 +46,11 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
         local_uri: local_uri.into(),
         remote_uri: some(remote_uri).map(Into::into),
         sync: read.sync(),
+        schema_sync: match read.text(&["schema", "sync"]).as_str() {
+            "report" => SchemaSync::Report,
+            "full" => SchemaSync::Full,
+            _ => SchemaSync::Indexes,
+        },
         unique_fields: read.lists_by_collection("unique_fields"),
         fields: FieldNames {
             updated_at: read.text(&["fields", "updated_at"]),

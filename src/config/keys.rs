@@ -102,6 +102,10 @@ pub(super) static KEYS: &[Key] = &[
         &["sync", "rules", "*", "*"],
         Kind::OneOf(crate::rules::NAMES),
     ),
+    key(
+        &["schema", "sync"],
+        Kind::OneOf(&["report", "indexes", "full"]),
+    ),
     key(&["unique_fields", "*"], Kind::Fields),
     key(&["fields", "updated_at"], Kind::Field),
     key(&["fields", "synced_at"], Kind::Field),

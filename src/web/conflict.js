@@ -26,7 +26,7 @@ export function conflict(main, id) {
       h("div", {}, h("h1", {}, label(c)), h("p", {}, h("strong", {}, title), h("span", { class: "quiet" }, ` · ${c.collection} · `), time(c.timestamp)), h("p", { class: "quiet" }, explained)),
       message ? h("p", { class: "notice", role: "alert" }, message) : "",
       c.resolved ? outcome(c) : "",
-      c.fields?.length ? compare(c) : h("section", { class: "card" }, h("h2", {}, "What happened"), h("p", {}, c.notes ?? explained)),
+      c.undoes ? replaced(c) : c.fields?.length ? compare(c) : h("section", { class: "card" }, h("h2", {}, "What happened"), h("p", {}, c.notes ?? explained)),
       c.resolved ? "" : decide(c));
   }
 
@@ -99,7 +99,7 @@ export function conflict(main, id) {
         const other = r.result?.otherDocument;
         preview.replaceChildren(h("div", { class: "notice good" }, h("p", {}, h("strong", {}, "What would happen: "), mine.strategy === "keep_local" || mine.strategy === "keep_remote" || mine.strategy === "merge" ? (result ? "both places then have" : "the document is then deleted in both places") : r.message),
           result && h("dl", {}, fields.map((f) => [h("dt", {}, f.name), h("dd", {}, f.name in result ? plain(result[f.name]) : "not there")]))),
-        [["The document afterwards", result], ["The other document afterwards", other]].filter(([, d]) => d).map(([name, d]) => h("details", {}, h("summary", {}, name), h("pre", { tabIndex: 0, role: "region", "aria-label": name }, JSON.stringify(d, null, 2)))));
+        ...[["The document afterwards", result], ["The other document afterwards", other]].filter(([, d]) => d).map(([name, d]) => h("details", {}, h("summary", {}, name), h("pre", { tabIndex: 0, role: "region", "aria-label": name }, JSON.stringify(d, null, 2)))));
       } catch (error) {
         if (ended || mine !== chosen) return;
         if (error.body?.conflict) return load("This document has changed since you opened the page. Here is how it stands now.");
@@ -124,21 +124,30 @@ export function conflict(main, id) {
     const form = h("section", { class: "card" }, h("h2", {}, "Your decision"),
       may("operate") ? "" : h("p", { class: "notice" }, "Your token only allows looking."),
       h("fieldset", { class: "choices" }, h("legend", { class: "sr" }, "Which version counts?"), known.map(choice)),
-      h("div", { class: "form" }, valueBox, h("label", { for: "notes" }, "Note for the record (optional)", notes)), preview,
+      h("div", { class: "form gap" }, valueBox, h("label", { for: "notes" }, "Note for the record (optional)", notes)), preview,
       h("div", { class: "actions" }, go));
     return form;
+  }
+
+  /// An undo is on record, too: what it put aside can itself be put back.
+  function replaced(c) {
+    const rows = c.fields.filter((f) => f.name !== "_id" && f.local !== undefined && f.local !== null);
+    return h("section", { class: "card" }, h("h2", {}, "What was put aside by that"),
+      h("p", {}, h("a", { href: `#/conflicts/${c.undoes}` }, "The decision that was taken back")),
+      rows.length ? h("dl", {}, rows.map((f) => [h("dt", {}, f.name), h("dd", {}, plain(f.local))])) : "");
   }
 
   function outcome(c) {
     const button = h("button", { type: "button", disabled: !may("operate"), onclick: async () => { button.disabled = true; await undo(); } }, "Take it back");
     const undone = c.undoneAt;
-    return h("section", { class: "notice good" }, h("p", {}, h("strong", {}, undone ? "Settled, then taken back. " : "Settled: "), settled(c.resolutionStrategy), c.resolvedBy ? ` (${c.resolvedBy}, ${when(c.resolvedAt)})` : ""),
-      c.notes ? h("p", { class: "quiet" }, c.notes) : "", undone ? "" : h("div", { class: "actions" }, button));
+    return h("section", { class: "notice good" }, h("p", {}, h("strong", {}, undone ? "Settled, then taken back: " : c.undoes ? "A decision was " : "Settled: "), settled(c.resolutionStrategy), c.resolvedBy ? ` (${c.resolvedBy}, ${when(c.resolvedAt)})` : ""),
+      c.notes && !c.undoes ? h("p", { class: "quiet" }, c.notes) : "", undone ? "" : h("div", { class: "actions" }, button));
   }
 
   async function undo() {
     try {
-      toast(`Taken back: ${(await post(`${path}/undo`)).message}`);
+      await post(`${path}/undo`);
+      toast("Taken back: the earlier version goes to both places again.");
     } catch (error) {
       toast(error.message);
     }

@@ -28,8 +28,7 @@ export function conflicts(main) {
       h("div", { class: "filters" }, select("resolved", "Show", [["false", "open"], ["true", "settled"], ["", "all"]]),
         select("kind", "What happened", [["", "anything"], ...Object.entries(KINDS).map(([k, v]) => [k, v[0]])]),
         field("collection", "Collection", collection), simple),
-      sub, list, h("div", { class: "actions" }, more)),
-    bulk);
+      bulk, sub, list, h("div", { class: "actions" }, more)));
 
   function shown() {
     const none = kept.resolved === "false" && !kept.kind && !kept.collection;
@@ -63,7 +62,7 @@ export function conflicts(main) {
     fill(bulk, [open && total, kept.kind, kept.collection, documents], () => {
       if (!open || total < 2 || !may("operate")) return null;
       const what = [kept.kind && `“${kind(kept.kind)}”`, kept.collection && `in ${kept.collection}`].filter(Boolean).join(" ");
-      if (!narrow || !documents) return h("section", { class: "card" }, h("h2", {}, "Settle many at once"), h("p", { class: "quiet" }, "Choose what happened, or a collection, above. Then all of that sort can be settled in the same way."));
+      if (!narrow || !documents) return h("p", { class: "hint" }, "To settle many in the same way, choose what happened or a collection.");
       const choice = h("select", { id: "bulk" }, Object.entries(STRATEGIES).map(([k, v]) => h("option", { value: k }, v[0])));
       const says = h("p", { "aria-live": "polite" });
       const explain = () => { says.textContent = STRATEGIES[choice.value][1]; };
@@ -83,7 +82,7 @@ export function conflicts(main) {
           load();
         });
       } }, `Settle all ${number(total)}`);
-      return h("section", { class: "card" }, h("h2", {}, `Settle all ${what}`), h("div", { class: "filters" }, field("bulk", "In this way", choice), preview, go), says);
+      return h("section", { class: "bulk" }, h("h2", {}, `Settle all ${what}`), h("div", { class: "filters" }, field("bulk", "In this way", choice), preview, go), says);
     });
   }
 

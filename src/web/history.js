@@ -37,7 +37,7 @@ export function history(main) {
         return h("tr", {}, h("th", { scope: "row" }, time(r.startTime)), cell("Why", TRIGGERS[r.trigger] ?? r.trigger, ""),
           cell("Outcome", [h("span", { class: `pill ${mark}` }, name), r.errors.map((e) => h("div", { class: "small" }, e))].flat(), ""),
           cell("Sent", number(sum(r.localToRemote))), cell("Fetched", number(sum(r.remoteToLocal))), cell("Conflicts", number(sum(r.conflicts))),
-          cell("Size", bytes(r.bytesTransferred)), cell("Took", r.durationSeconds < 1 ? "a moment" : duration(r.durationSeconds)));
+          cell("Size", r.bytesTransferred ? bytes(r.bytesTransferred) : "–"), cell("Took", r.durationSeconds < 1 ? "a moment" : duration(r.durationSeconds)));
       }))));
   }
 

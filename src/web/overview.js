@@ -25,7 +25,7 @@ export function overview(main) {
   const pause = button("Pause", async () => {
     const paused = state.overview?.status.isPaused;
     if (!paused && !(await ask("Pause syncing?", "Changes go on being noted, but nothing moves until you press Resume.", "Pause"))) return;
-    await act("pause", paused ? "/api/sync/resume" : "/api/sync/pause", () => (paused ? "Syncing goes on." : "Paused."));
+    await act("pause", paused ? "/api/sync/resume" : "/api/sync/pause", () => "");
   });
   const mend = button("Compare and mend", async () => {
     const text = ["Both places are read in full and compared, and what differs is brought together. This can take a while and uses the internet connection.", "You can go on working meanwhile."];
@@ -59,7 +59,8 @@ export function overview(main) {
     busy = name;
     render();
     try {
-      toast(done(await post(path)));
+      const said = done(await post(path));
+      if (said) toast(said);
     } catch (error) {
       toast(error.message);
     }
@@ -105,7 +106,7 @@ export function overview(main) {
         h("span", { class: "tip", "aria-hidden": "true" }, to ? "" : "←"), h("span", { class: "rule" }), h("span", { class: "tip", "aria-hidden": "true" }, to ? "→" : ""),
         h("span", { class: "tells" }, n === 0 ? (to ? "nothing to send" : "nothing to fetch") : to ? `${number(n)} to send` : `${number(n)} to fetch`));
       return h("div", { class: "places" },
-        h("div", { class: "place" }, h("div", { class: "name" }, "In this building"), h("div", { class: "number" }, total("local")), h("div", { class: "quiet small" }, free(o))),
+        h("div", { class: "place" }, h("div", { class: "name" }, "In this building"), h("div", { class: "number" }, total("local")), h("div", { class: "quiet small" }, ["documents", free(o)].filter(Boolean).join(" · "))),
         h("div", { class: "between" }, way(true, s.pendingDocuments), h("span", { class: `state ${s.isOnline ? "online" : "away"}` }, link(s)), way(false, s.pendingInbox)),
         h("div", { class: "place cloud" }, h("div", { class: "name" }, "In the cloud"), h("div", { class: "number" }, total("remote")), h("div", { class: "quiet small" }, s.isOnline ? "documents" : "not reached now")));
     });
@@ -170,7 +171,7 @@ export function overview(main) {
 
 const sum = (by) => Object.values(by ?? {}).reduce((a, b) => a + b, 0);
 const upper = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-const differing = (v) => (Array.isArray(v?.differences) ? v.differences.length : v?.differences ?? v?.differing ?? 0);
+const differing = (v) => (v.total ? v.total.onlyLocal + v.total.onlyRemote + v.total.different : 0);
 
 export function linkTable(changes) {
   if (!changes.length) return h("p", { class: "empty" }, "Nothing recorded yet.");

@@ -45,16 +45,18 @@ export function settings(main) {
       return list;
     };
     const minutes = (input) => {
+      if (input.value === shortMinutes) return config.syncIntervalMinutes;
       const n = Number(input.value);
       if (!(n >= 1 / 60 && n <= 1440)) throw new Error("Please give a number of minutes up to 1440 (a day).");
       return n;
     };
+    const shortMinutes = String(Number(config.syncIntervalMinutes.toFixed(3)));
     const problem = h("p", { class: "error", role: "alert" });
     const form = h("form", { class: "form", noValidate: true, onsubmit: (e) => { e.preventDefault(); check(); } },
       field("autoSyncEnabled", "Sync by itself", "Off: changes wait until somebody presses Sync now.", h("input", { type: "checkbox", checked: config.autoSyncEnabled }), (i) => i.checked),
       field("conflictResolutionStrategy", "When both places changed the same thing", "What is not kept stays on record and can be put back.", h("select", {}, POLICIES.map(([value, name]) => h("option", { value, selected: value === config.conflictResolutionStrategy }, name))), (i) => i.value),
       field("collectionsToSync", "Collections to sync", "One a line; * stands for any text.", h("textarea", { rows: 4, value: config.collectionsToSync.join("\n") }), globs),
-      field("syncIntervalMinutes", "Ask the cloud for changes every … minutes", "Only where the cloud can’t tell of them by itself.", h("input", { inputMode: "decimal", value: String(config.syncIntervalMinutes) }), minutes),
+      field("syncIntervalMinutes", "Ask the cloud for changes every … minutes", "Only where the cloud can’t tell of them by itself.", h("input", { inputMode: "decimal", value: shortMinutes }), minutes),
       field("batchSize", "Documents in one go", "Fewer for a very slow connection.", h("input", { inputMode: "numeric", value: String(config.batchSize) }), whole(1, 10000)),
       field("maxRetries", "Tries before a refused document is put aside", "It is tried again whenever it changes.", h("input", { inputMode: "numeric", value: String(config.maxRetries) }), whole(0, 1000)),
       problem, h("div", { class: "actions" }, h("button", { class: "main", disabled: locked }, "Save")));

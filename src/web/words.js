@@ -22,7 +22,7 @@ export const STRATEGIES = {
 const SETTLED = {
   ...Object.fromEntries(Object.entries(STRATEGIES).map(([k, v]) => [k, v[0].toLowerCase()])),
   newest_wins: "newest kept, by rule", local_wins: "ours kept, by rule", remote_wins: "the cloud’s kept, by rule",
-  keep_update: "the edit kept, by rule", undone: "taken back",
+  keep_update: "the edit kept, by rule", undo: "taken back",
 };
 export const settled = (name) => SETTLED[name] ?? (name ?? "").replaceAll("_", " ");
 
@@ -107,4 +107,4 @@ function room(o, waiting, now) {
   return left > 5 * 31557600 ? "At this rate there is room for years." : `At this rate there is room for about ${duration(left)}.`;
 }
 
-export const free = (o) => (o.diskHeadroomBytes === null ? "" : `${bytes(o.diskHeadroomBytes)} free for Sangam`);
+export const free = (o) => (o.diskHeadroomBytes === null ? "" : `${bytes(o.diskHeadroomBytes)} free`);
