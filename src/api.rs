@@ -143,7 +143,7 @@ impl From<CommandError> for ApiError {
                 StatusCode::CONFLICT
             }
             CommandError::NotFound(_) => StatusCode::NOT_FOUND,
-            CommandError::NotConfigured | CommandError::Offline(_) => {
+            CommandError::NotConfigured | CommandError::Offline(_) | CommandError::LocalAway(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             CommandError::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -381,6 +381,7 @@ mod tests {
             (CommandError::Busy, 409),
             (CommandError::NotConfigured, 503),
             (CommandError::Offline("no internet".into()), 503),
+            (CommandError::LocalAway("no server".into()), 503),
             (CommandError::BadRequest("no such collection".into()), 400),
             (CommandError::Failed("broken".into()), 500),
         ] {

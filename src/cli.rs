@@ -295,7 +295,9 @@ impl From<DaemonError> for Failure {
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
         let exit_code = match error {
-            CommandError::NotConfigured | CommandError::Offline(_) => 69,
+            CommandError::NotConfigured | CommandError::Offline(_) | CommandError::LocalAway(_) => {
+                69
+            }
             CommandError::BadRequest(_) => 2,
             _ => 1,
         };

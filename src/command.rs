@@ -253,6 +253,9 @@ pub enum CommandError {
     /// The remote does not answer (503).
     #[error("the remote database cannot be reached: {0}")]
     Offline(String),
+    /// The local database does not answer (503).
+    #[error("the local database cannot be reached: {0}")]
+    LocalAway(String),
     /// A collection that is not synced was named (400).
     #[error("{0}")]
     BadRequest(String),

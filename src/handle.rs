@@ -32,6 +32,9 @@ pub struct Handle {
 impl From<Failure> for CommandError {
     fn from(failure: Failure) -> Self {
         match failure.class {
+            Class::Offline(_) if failure.side == Some(Side::Local) => {
+                Self::LocalAway(failure.to_string())
+            }
             Class::Offline(_) => Self::Offline(failure.to_string()),
             _ if failure.code == Some(PAUSED) => Self::Refused(failure.to_string()),
             _ => Self::Failed(failure.to_string()),
@@ -147,6 +150,9 @@ impl Handle {
         let began = tokio::time::Instant::now();
         while !shared.streams_open(Side::Local) && began.elapsed() < patience {
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if !shared.streams_open(Side::Local) {
+            return Err(Failure::timeout().of(Side::Local));
         }
         if shared.follows() {
             let (local, remote) = tokio::join!(

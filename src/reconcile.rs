@@ -31,6 +31,9 @@ use crate::store::queue::{self, Change};
 use crate::store::{self, base};
 use crate::tail::reconcile_name;
 
+/// A local server that is away for so long ends the wait for what has to be written to it.
+const LOCAL_AWAY: Duration = Duration::from_secs(15);
+
 /// Documents of a range.
 const RANGE: usize = 1000;
 
@@ -207,6 +210,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
 /// Waits until nothing queued up to `seq` is ready any more; an outage ends the wait.
 pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(), Failure> {
     shared.wake.notify_one();
+    let mut local_seen = tokio::time::Instant::now();
     loop {
         let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
         let only = only.to_vec();
@@ -217,6 +221,11 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
             .map_err(store_failed)?;
         if left == 0 {
             return Ok(());
+        }
+        if shared.streams_open(Side::Local) {
+            local_seen = tokio::time::Instant::now();
+        } else if local_seen.elapsed() > LOCAL_AWAY {
+            return Err(Failure::timeout().of(Side::Local));
         }
         if shared.paused.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Failure::paused());

@@ -61,8 +61,12 @@ impl Endpoint {
         let mut options = ClientOptions::parse(uri.expose_secret())
             .await
             .map_err(|e| match e.kind.as_ref() {
-                mongodb::error::ErrorKind::DnsResolve { .. } => Failure::offline(Reason::Dns),
-                mongodb::error::ErrorKind::InvalidTlsConfig { .. } => Failure::offline(Reason::Tls),
+                mongodb::error::ErrorKind::DnsResolve { .. } => {
+                    Failure::offline(Reason::Dns).of(side)
+                }
+                mongodb::error::ErrorKind::InvalidTlsConfig { .. } => {
+                    Failure::offline(Reason::Tls).of(side)
+                }
                 _ => Failure::fatal("the URI can't be used"),
             })?;
         options.app_name = Some("sangam".into());
@@ -111,7 +115,7 @@ impl Endpoint {
 
     /// A driver error, with the reason that the last heartbeat saw where the error has none.
     pub fn failure(&self, error: &mongodb::error::Error) -> Failure {
-        let mut failure = Failure::from(error);
+        let mut failure = Failure::from(error).of(self.side);
         if failure.class == Class::Offline(Reason::Timeout)
             && let Some(reason) = *self
                 .last_heartbeat
@@ -133,7 +137,7 @@ impl Endpoint {
             Ok(Err(_)) => Err(Failure::fatal("a driver call was cancelled")),
             Err(_) => {
                 task.abort();
-                Err(Failure::timeout())
+                Err(Failure::timeout().of(self.side))
             }
         }
     }
@@ -154,7 +158,7 @@ impl Endpoint {
         let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
         let cursor = opening
             .await
-            .map_err(|_| Failure::timeout())?
+            .map_err(|_| Failure::timeout().of(self.side))?
             .map_err(|e| self.failure(&e))?;
         Ok(Rows {
             endpoint: self.clone(),
@@ -288,7 +292,7 @@ impl Endpoint {
         let set = reply.get_str("setName").ok().map(str::to_owned);
         // A mongos has no set name but answers `isdbgrid`.
         if set.is_none() && reply.get_str("msg").ok() != Some("isdbgrid") {
-            return Err(Failure::offline(Reason::NotAReplicaSet));
+            return Err(Failure::offline(Reason::NotAReplicaSet).of(self.side));
         }
         let now = chrono::Utc::now().timestamp_millis();
         let theirs = reply
@@ -351,7 +355,7 @@ impl Rows {
         // Batches are 16 MiB at most; on a slow link they take their time.
         let next = tokio::time::timeout(deadline(16 << 20), self.cursor.try_next());
         next.await
-            .map_err(|_| Failure::timeout())?
+            .map_err(|_| Failure::timeout().of(self.endpoint.side))?
             .map_err(|e| self.endpoint.failure(&e))
     }
 }

@@ -206,7 +206,7 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     };
     let stream = timeout(deadline(0), async { watch.await }).await;
     let stream = stream
-        .map_err(|_| Failure::timeout())?
+        .map_err(|_| Failure::timeout().of(side))?
         .map_err(|e| endpoint.failure(&e))?;
     let mut stream = stream.with_type::<RawDocumentBuf>();
     if fresh.is_some() {
@@ -272,7 +272,7 @@ async fn read(
                     () = tokio::time::sleep(GATHER), if !pending.is_empty() => {
                         commit(shared, side, db, std::mem::take(&mut pending)).await?;
                     }
-                    () = &mut overdue => return Err(Failure::timeout().into()),
+                    () = &mut overdue => return Err(Failure::timeout().of(side).into()),
                 }
             }
         }
