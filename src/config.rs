@@ -52,6 +52,8 @@ pub struct Config {
     pub probe: ProbeConfig,
     /// How remote changes are fetched.
     pub pull: PullConfig,
+    /// What the link may carry, and when.
+    pub link: crate::budget::LinkConfig,
     /// Backoff of everything that is retried.
     pub retry: RetryConfig,
     /// Limits of the state directory.

@@ -156,16 +156,23 @@ pub fn read(c: &Connection, hours: u32, now: i64) -> rusqlite::Result<History> {
     })
 }
 
-/// Puts a change of the link on record, unless it says nothing new.
+/// Puts a change of the link on record; a second look at the same outage only says more of it.
 fn add_link(c: &Connection, at: i64, online: bool, reason: Option<&str>) -> rusqlite::Result<()> {
     let last = c
         .query_row(
-            "SELECT online, reason FROM link_history ORDER BY n DESC LIMIT 1",
+            "SELECT n, online FROM link_history ORDER BY n DESC LIMIT 1",
             [],
-            |r| Ok((r.get::<_, bool>(0)?, r.get::<_, Option<String>>(1)?)),
+            |r| Ok((r.get::<_, i64>(0)?, r.get::<_, bool>(1)?)),
         )
         .optional()?;
-    if last.is_some_and(|(o, r)| o == online && r.as_deref() == reason) {
+    if let Some((n, before)) = last
+        && before == online
+    {
+        // The same outage; what is known of its reason grows.
+        c.execute(
+            "UPDATE link_history SET reason = ? WHERE n = ?",
+            params![reason, n],
+        )?;
         return Ok(());
     }
     c.execute(
@@ -333,6 +340,7 @@ mod tests {
         }
         let link = read(&c, 1, 100).unwrap().link;
         let times: Vec<i64> = link.iter().map(|l| l.at.timestamp()).collect();
-        assert_eq!(times, [6, 5, 3, 1]);
+        assert_eq!(times, [6, 3, 1]);
+        assert_eq!(link[1].reason.as_deref(), Some("timeout"));
     }
 }

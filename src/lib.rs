@@ -30,6 +30,7 @@
 pub mod advice;
 pub mod api;
 pub mod batch;
+pub mod budget;
 pub mod cli;
 pub mod client;
 pub mod command;

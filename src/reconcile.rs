@@ -47,7 +47,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
         let degraded = shared.degraded.load(std::sync::atomic::Ordering::Relaxed);
-        if degraded || !shared.may_work() || !streams_ready(&shared) {
+        if degraded || shared.is_quiet() || !shared.may_work() || !streams_ready(&shared) {
             continue;
         }
         if due(&shared, every).await? {

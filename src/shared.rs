@@ -11,6 +11,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Budget;
 use crate::config::{Config, Policy};
 use crate::decide::Side;
 use crate::echo::Echoes;
@@ -50,6 +51,8 @@ pub struct Shared {
     remote: RwLock<Option<Arc<Endpoint>>>,
     /// The way to the remote.
     pub link: Link,
+    /// What the link may carry now.
+    pub budget: Arc<Budget>,
     /// Wakes the worker.
     pub wake: Notify,
     /// Wakes the reconciler.
@@ -212,12 +215,14 @@ impl Shared {
     ) -> Self {
         let configured = config.remote_uri.is_some();
         let metrics = Arc::new(Metrics::default());
+        let budget = Arc::new(Budget::new(config.link.clone()));
         Self {
             config: RwLock::new(Arc::new(Settings::new(config))),
             store,
             local,
             remote: RwLock::new(None),
             link: Link::new(configured, metrics.clone()),
+            budget,
             wake: Notify::new(),
             reconcile: Notify::new(),
             stamp: Notify::new(),
@@ -261,6 +266,7 @@ impl Shared {
 
     /// Takes a new configuration.
     pub fn set_config(&self, config: Config) {
+        self.budget.set(config.link.clone());
         *self.config.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(Settings::new(config));
     }
@@ -387,6 +393,11 @@ impl Shared {
     /// Whether the remote's change stream is followed, by configuration and by what the remote offers.
     pub fn follows(&self) -> bool {
         self.settings().config.pull.follow && !self.no_stream.load(Ordering::Relaxed)
+    }
+
+    /// Whether the hours are quiet, so that nothing moves unless a person asked for it.
+    pub fn is_quiet(&self) -> bool {
+        self.budget.closed_until().is_some() && !self.runs.is_manual()
     }
 
     /// Whether documents may be moved now.

@@ -12,6 +12,7 @@ use mongodb::{Client, ClientSession};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 
+use crate::budget::Budget;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
 use crate::key::{Id, Key};
@@ -47,6 +48,8 @@ pub struct Endpoint {
     sessions: Arc<Mutex<HashSet<String>>>,
     /// Where open transactions are on record.
     pub journal: OnceLock<Store>,
+    /// What may go over the link; without one, anything.
+    pub budget: OnceLock<Arc<Budget>>,
     /// Told when a heartbeat fails: sooner than any operation would notice.
     pub trouble: Arc<Notify>,
 }
@@ -109,6 +112,7 @@ impl Endpoint {
             last_heartbeat,
             sessions: Arc::default(),
             journal: OnceLock::new(),
+            budget: OnceLock::new(),
             trouble,
         })
     }
@@ -127,8 +131,16 @@ impl Endpoint {
         failure
     }
 
-    /// Runs a command. An unanswered one is given up after [`deadline`], its connection with it.
+    /// Runs a command, when the budget allows it. An unanswered one is given up after [`deadline`],
+    /// its connection with it.
     pub async fn run(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
+        if let Some(budget) = self.budget.get() {
+            budget.pay(command.as_bytes().len()).await;
+        }
+        self.run_now(db, command).await
+    }
+
+    async fn run_now(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
         let wait = deadline(command.as_bytes().len());
         let db = self.client.database(db);
         let mut task = tokio::spawn(async move { db.run_raw_command(command).await });
@@ -142,10 +154,17 @@ impl Endpoint {
         }
     }
 
-    /// Runs a small command given as a document.
+    /// Most bytes of a command, at most `most`.
+    pub fn command_bytes(&self, most: usize) -> usize {
+        self.budget
+            .get()
+            .map_or(most, |budget| budget.command_bytes(most))
+    }
+
+    /// Runs a small command given as a document; it does not wait for the budget.
     pub async fn run_doc(&self, db: &str, command: Document) -> Result<Document, Failure> {
         let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("command"))?;
-        self.run(db, raw).await
+        self.run_now(db, raw).await
     }
 
     /// Runs a command that answers with a cursor; its documents as bytes.
@@ -154,6 +173,9 @@ impl Endpoint {
         db: &str,
         command: RawDocumentBuf,
     ) -> Result<Rows, Failure> {
+        if let Some(budget) = self.budget.get() {
+            budget.pay(command.as_bytes().len()).await;
+        }
         let db = self.client.database(db);
         let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
         let cursor = opening
@@ -354,9 +376,14 @@ impl Rows {
         use futures::TryStreamExt as _;
         // Batches are 16 MiB at most; on a slow link they take their time.
         let next = tokio::time::timeout(deadline(16 << 20), self.cursor.try_next());
-        next.await
+        let found = next
+            .await
             .map_err(|_| Failure::timeout().of(self.endpoint.side))?
-            .map_err(|e| self.endpoint.failure(&e))
+            .map_err(|e| self.endpoint.failure(&e))?;
+        if let (Some(budget), Some(doc)) = (self.endpoint.budget.get(), &found) {
+            budget.pay(doc.as_bytes().len()).await;
+        }
+        Ok(found)
     }
 }
 

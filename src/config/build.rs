@@ -14,6 +14,7 @@ use super::{
     ProbeConfig, PullConfig, QueueConfig, RetryConfig, SchemaSync, SyncConfig,
 };
 use crate::api::Role;
+use crate::budget::{Hours, LinkConfig};
 use crate::rules::{FieldRule, FieldRules};
 
 /// From checked values to the configuration; what is left to check is what concerns two keys.
@@ -67,6 +68,7 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
             follow: read.bool(&["pull", "follow"]),
             reconcile: read.duration(&["pull", "reconcile"]),
         },
+        link: read.link()?,
         retry: RetryConfig {
             initial: read.duration(&["retry", "initial"]),
             max: read.duration(&["retry", "max"]),
@@ -269,6 +271,23 @@ impl Reader<'_> {
             Value::List(items) => items.clone(),
             other => unreachable!("{CHECKED}: {path:?} is {other:?}"),
         }
+    }
+
+    fn link(&self) -> Result<LinkConfig, ConfigError> {
+        for key in ["max_rate", "quiet_rate"] {
+            if (1..1024).contains(&self.size(&["link", key])) {
+                return Err(self.settings.error(
+                    &["link", key],
+                    "must be \"0\" or at least \"1KiB\": below that nothing would ever arrive",
+                ));
+            }
+        }
+        let hours = self.list(&["link", "quiet_hours"]);
+        Ok(LinkConfig {
+            max_rate: self.size(&["link", "max_rate"]),
+            quiet_hours: hours.iter().filter_map(|text| Hours::parse(text)).collect(),
+            quiet_rate: self.size(&["link", "quiet_rate"]),
+        })
     }
 
     /// `[section]` with a list for each collection.

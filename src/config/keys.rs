@@ -144,6 +144,9 @@ pub(super) static KEYS: &[Key] = &[
             zero: true,
         },
     ),
+    key(&["link", "max_rate"], Kind::Size { min: 0 }),
+    key(&["link", "quiet_hours"], Kind::Hours),
+    key(&["link", "quiet_rate"], Kind::Size { min: 0 }),
     key(
         &["retry", "initial"],
         Kind::Duration {
