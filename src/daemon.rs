@@ -22,8 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, schema, stamp, tail,
-    watermark, worker,
+    disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, schema, stamp,
+    tail, tell, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -150,6 +150,9 @@ impl Daemon {
         task!("probe", probe::run);
         let handle = self.handle.clone();
         task!("watch", move |_| watch(handle.clone()));
+        task!("history", history::run);
+        let handle = self.handle.clone();
+        task!("tell", move |_| tell::run(handle.clone()));
         task!("watermark", watermark::run);
         task!("disk", disk::run);
         if config.remote_uri.is_some() {

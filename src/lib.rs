@@ -18,13 +18,13 @@
 //! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
-//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
+//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
-//! how things are: [`watermark`], [`vitals`], [`metrics`];
+//! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
-//! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
+//! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
 pub mod advice;
@@ -44,14 +44,17 @@ pub mod decide;
 pub mod demo;
 pub mod disk;
 pub mod dispatch;
+pub mod doctor;
 pub mod echo;
 pub mod exact;
+pub mod expiry;
 pub mod failpoint;
 pub mod failure;
 pub mod faultlink;
 pub mod guard;
 pub mod halt;
 pub mod handle;
+pub mod history;
 pub mod identity;
 pub mod key;
 pub mod lift;
@@ -62,7 +65,9 @@ pub mod many;
 pub mod metrics;
 pub mod mongod;
 pub mod notify;
+pub mod outgoing;
 pub mod overrides;
+pub mod overview;
 pub mod probe;
 pub mod process;
 pub mod progress;
@@ -85,6 +90,7 @@ pub mod signals;
 pub mod stamp;
 pub mod store;
 pub mod tail;
+pub mod tell;
 pub mod touched;
 pub mod trial;
 pub mod undo;

@@ -327,6 +327,8 @@ impl Knot<'_> {
                 outbox,
                 inbox,
                 base,
+                left: None,
+                transaction: None,
                 intent: None,
             },
             write,

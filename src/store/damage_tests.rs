@@ -3,7 +3,8 @@
 use bson::doc;
 use proptest::prelude::*;
 
-use super::queue::{self, Change, Claim};
+use super::claim::{Claim, claim};
+use super::queue::{self, Change};
 use super::*;
 use crate::decide::Side;
 use crate::key::{Id, Key};
@@ -92,7 +93,7 @@ fn change(n: i32) -> Change {
 
 /// Reads and writes all that the daemon would.
 fn work(c: &Connection) -> rusqlite::Result<()> {
-    let claim = Claim {
+    let what = Claim {
         of: Side::Local,
         after: 0,
         limit: 1000,
@@ -100,8 +101,9 @@ fn work(c: &Connection) -> rusqlite::Result<()> {
         only: vec![],
         never: Default::default(),
         sync_fields: vec![],
+        behind: Default::default(),
     };
-    let (works, _) = queue::claim(c, &claim, &mut Default::default())?;
+    let (works, _) = claim(c, &what, &mut Default::default())?;
     for work in works {
         if let Some(row) = work.outbox {
             queue::remove(c, Side::Local, &work.key, row.seq)?;

@@ -7,7 +7,8 @@ use bson::doc;
 use proptest::prelude::*;
 
 use super::base;
-use super::queue::{self, Change, Claim};
+use super::claim::{Claim, claim};
+use super::queue::{self, Change};
 use super::*;
 use crate::decide::Side;
 use crate::key::{Id, Key};
@@ -287,14 +288,12 @@ async fn step(model: &mut Model, real: &Real, claimed: &mut Vec<Claimed>, step: 
                 only: vec![],
                 never: HashSet::new(),
                 sync_fields: vec![],
+                behind: Default::default(),
             };
             let mut busy: HashSet<Key> = claimed.iter().map(|claim| key(claim.key).0).collect();
             let before = claimed.len();
             model.claim(of, limit, now, claimed);
-            let works = real
-                .call(move |c| queue::claim(c, &what, &mut busy))
-                .await
-                .0;
+            let works = real.call(move |c| claim(c, &what, &mut busy)).await.0;
             let found: Vec<Claimed> = works
                 .iter()
                 .map(|work| Claimed {
