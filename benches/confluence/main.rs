@@ -11,13 +11,16 @@ mod bare;
 mod common;
 mod cost;
 mod drain;
+mod flow;
 mod meter;
 
 mod table;
 
 use table::Table;
 
-const CASES: [&str; 6] = ["drain", "stamped", "far", "wire", "idle", "backlog"];
+const CASES: [&str; 9] = [
+    "drain", "stamped", "edits", "apply", "latency", "far", "wire", "idle", "backlog",
+];
 
 #[tokio::main]
 async fn main() {
@@ -54,6 +57,9 @@ async fn main() {
         match case {
             "drain" => drain::fast(&mut table, scale, false).await,
             "stamped" => drain::fast(&mut table, scale, true).await,
+            "edits" => flow::edits(&mut table, scale).await,
+            "apply" => flow::apply(&mut table, scale).await,
+            "latency" => flow::latency(&mut table, scale).await,
             "far" => drain::far(&mut table, scale).await,
             "wire" => cost::wire(&mut table, scale).await,
             "idle" => cost::idle(&mut table, scale).await,
