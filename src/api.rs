@@ -186,12 +186,27 @@ fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     serde_json::from_value(Value::Object(object))
 }
 
+#[derive(Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ReconcileRequest {
+    /// Read every document instead of comparing checksums, which don't see every change of a fraction.
+    #[serde(default)]
+    exact: bool,
+}
+
 /// Compares both databases as a whole and mends what differs
-#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync",
+#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync", request_body = Option<ReconcileRequest>,
     responses((status = 200, body = SyncRun),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
-async fn reconcile(State(dispatcher): State<Dispatcher>) -> Answer<SyncRun> {
-    run(dispatcher, Command::Reconcile).await
+async fn reconcile(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRun> {
+    let bytes = read(body).await?;
+    let ReconcileRequest { exact } = object(&bytes).map_err(|error| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body must be {{\"exact\": true}} or empty: {error}"),
+        )
+    })?;
+    run(dispatcher, Command::Reconcile { exact }).await
 }
 
 async fn run(dispatcher: Dispatcher, command: Command) -> Answer<SyncRun> {

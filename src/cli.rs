@@ -104,8 +104,12 @@ pub enum Command {
     Reconcile {
         /// Accept that a database was replaced or restored: forget the old state, so that the next
         /// start compares both whole and deletes nothing. Only while no daemon runs
-        #[arg(long)]
+        #[arg(long, conflicts_with = "exact")]
         adopt: bool,
+        /// Read every document; without it, checksums are compared, which don't see every change of a
+        /// fraction
+        #[arg(long)]
+        exact: bool,
     },
     /// Compare indexes and options of both databases
     Schema {
@@ -342,8 +346,11 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Sync(sync) => Box::pin(sync::sync(loaded.config, client, sync, output)).await,
-        Command::Reconcile { adopt: false } => sync::reconcile(client, output).await,
-        Command::Reconcile { adopt: true } => sync::adopt(&loaded.config, output).await,
+        Command::Reconcile {
+            adopt: false,
+            exact,
+        } => sync::reconcile(client, exact, output).await,
+        Command::Reconcile { adopt: true, .. } => sync::adopt(&loaded.config, output).await,
         Command::Status => ask::status(client, output).await,
         Command::Schema { create } => schema::schema(client, create, output).await,
         Command::Healthcheck => ask::healthcheck(client, output).await,

@@ -21,7 +21,10 @@ pub enum Command {
     /// Say how things are.
     Status,
     /// Compare both sides whole against base.
-    Reconcile,
+    Reconcile {
+        /// Read every document instead of comparing hashes.
+        exact: bool,
+    },
 }
 
 /// Why a sync run was started.

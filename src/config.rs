@@ -173,6 +173,9 @@ pub struct PullConfig {
     pub follow: bool,
     /// Time between reconciles; zero turns them off.
     pub reconcile: Duration,
+    /// Reconciles by schedule in which every document is read once; 0: none is read but where hashes
+    /// differ.
+    pub exact_nights: u64,
 }
 
 /// `[retry]`

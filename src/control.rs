@@ -76,7 +76,11 @@ pub fn parse(line: &str) -> Result<Command, String> {
         "resume" => Command::Resume,
         "reload" => Command::Reload,
         "status" => Command::Status,
-        "reconcile" => Command::Reconcile,
+        "reconcile" => match rest.as_slice() {
+            [] => Command::Reconcile { exact: false },
+            [word] if word == "exact" => return Ok(Command::Reconcile { exact: true }),
+            _ => return Err("`reconcile` takes nothing after it but `exact`".into()),
+        },
         _ => {
             let name: String = name.chars().take(40).collect();
             return Err(format!(

@@ -103,6 +103,7 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     }
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
+    reconcile::load(&shared).await?;
     schema::load(&shared).await?;
     loss::load(&shared).await?;
     Ok(Daemon {

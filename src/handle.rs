@@ -349,8 +349,8 @@ impl Handle {
         Ok(())
     }
 
-    /// Compares both sides whole against base and mends what differs.
-    pub async fn reconcile(&self) -> Result<SyncRun, CommandError> {
+    /// Compares both sides whole against base and mends what differs; `exact` reads every document.
+    pub async fn reconcile(&self, exact: bool) -> Result<SyncRun, CommandError> {
         let handle = self.clone();
         let task = tokio::spawn(async move {
             let shared = &handle.shared;
@@ -362,11 +362,7 @@ impl Handle {
             if shared.runs.is_owned() {
                 return Err(CommandError::Busy);
             }
-            let mut asked = Vec::new();
-            for db in &shared.settings().config.databases {
-                reconcile::ask(shared, db, "asked for").await?;
-                asked.push((db.clone(), "asked for".to_owned()));
-            }
+            let asked = reconcile::ask_now(shared, exact).await?;
             Ok(reconcile::reconcile(shared, Trigger::Manual, &asked).await?)
         });
         task.await

@@ -165,9 +165,11 @@ pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
         "intents",
         "open_conflicts",
         "stamps",
+        "walk",
+        "gone",
     ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
-    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k = 'last_record'", [])?;
+    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k = 'last_record'", [])?;
     Ok(())
 }

@@ -15,7 +15,7 @@
 //! The modules in the order the data takes:
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
-//! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
+//! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
@@ -85,12 +85,14 @@ pub mod signals;
 pub mod stamp;
 pub mod store;
 pub mod tail;
+pub mod touched;
 pub mod trial;
 pub mod undo;
 pub(crate) mod unique;
 pub mod value;
 pub mod view;
 pub mod vitals;
+pub mod walk;
 pub mod watermark;
 pub mod words;
 pub mod worker;

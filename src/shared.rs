@@ -27,6 +27,7 @@ use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
 use crate::store::base::Intent;
+use crate::touched::Touched;
 use crate::watermark::Watermark;
 
 /// Our own collections in the local database; never synced.
@@ -63,8 +64,12 @@ pub struct Shared {
     pub busy: Mutex<HashSet<Key>>,
     /// Insert events of our own that are still to come.
     pub echoes: Echoes,
-    /// Keys that were worked on since a reconcile's look began; `None` while none runs.
-    pub touched: Mutex<Option<HashSet<Key>>>,
+    /// Tells comparisons which documents were worked on while they looked.
+    pub touched: Touched,
+    /// Bytes of an average document by namespace, as last read.
+    pub sizes: Mutex<HashMap<u32, usize>>,
+    /// Namespaces whose first comparison is not over: nothing is known of them but what they hold.
+    pub first_sync: Mutex<HashSet<u32>>,
     /// Keys whose last write may still land (R4).
     late: Mutex<HashMap<Key, Instant>>,
     /// Batches at work.
@@ -226,7 +231,9 @@ impl Shared {
             stamp: Notify::new(),
             busy: Mutex::default(),
             echoes: Echoes::default(),
-            touched: Mutex::default(),
+            touched: Touched::default(),
+            first_sync: Mutex::default(),
+            sizes: Mutex::default(),
             late: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             streams: Mutex::default(),

@@ -236,6 +236,31 @@ impl Endpoint {
         Ok(found)
     }
 
+    /// Which of these documents there are, majority committed.
+    pub async fn read_ids(
+        self: &Arc<Self>,
+        db: &str,
+        coll: &str,
+        ns: u32,
+        ids: impl Iterator<Item = &Id>,
+    ) -> Result<HashSet<Key>, Failure> {
+        let mut w = Writer::new();
+        w.str("find", coll).open("filter").open("_id");
+        w.open_array("$in");
+        for (i, id) in ids.enumerate() {
+            w.value(index_name(i), id.kind, &id.value);
+        }
+        w.close().close().close();
+        w.open("projection").i32("_id", 1).close();
+        w.open("readConcern").str("level", "majority").close();
+        let mut found = HashSet::new();
+        self.query(db, w.command(), |doc| {
+            found.extend(Id::of(doc.as_bytes()).map(|id| Key::new(ns, &id)));
+        })
+        .await?;
+        Ok(found)
+    }
+
     /// Starts a session for a transaction. It is on record until [`Endpoint::end_session`]: a
     /// transaction that a crash leaves open would lock its documents for a minute.
     pub async fn session(&self) -> Result<OpenSession, Failure> {

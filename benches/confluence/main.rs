@@ -15,11 +15,22 @@ mod flow;
 mod meter;
 
 mod table;
+mod whole;
 
 use table::Table;
 
-const CASES: [&str; 9] = [
-    "drain", "stamped", "edits", "apply", "latency", "far", "wire", "idle", "backlog",
+const CASES: [&str; 11] = [
+    "drain",
+    "stamped",
+    "edits",
+    "apply",
+    "latency",
+    "far",
+    "wire",
+    "idle",
+    "backlog",
+    "first",
+    "reconcile",
 ];
 
 #[tokio::main]
@@ -63,6 +74,8 @@ async fn main() {
             "far" => drain::far(&mut table, scale).await,
             "wire" => cost::wire(&mut table, scale).await,
             "idle" => cost::idle(&mut table, scale).await,
+            "first" => whole::first(&mut table, scale).await,
+            "reconcile" => whole::reconcile(&mut table, scale).await,
             _ => cost::backlog(&mut table, scale).await,
         }
     }

@@ -67,6 +67,7 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
             interval: read.duration(&["pull", "interval"]),
             follow: read.bool(&["pull", "follow"]),
             reconcile: read.duration(&["pull", "reconcile"]),
+            exact_nights: read.int(&["pull", "exact_nights"]),
         },
         link: read.link()?,
         retry: RetryConfig {

@@ -144,6 +144,7 @@ pub(super) static KEYS: &[Key] = &[
             zero: true,
         },
     ),
+    key(&["pull", "exact_nights"], Kind::Int { min: 0, max: 366 }),
     key(&["link", "max_rate"], Kind::Size { min: 0 }),
     key(&["link", "quiet_hours"], Kind::Hours),
     key(&["link", "quiet_rate"], Kind::Size { min: 0 }),

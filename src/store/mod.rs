@@ -14,6 +14,7 @@ pub mod definitions;
 pub mod queue;
 pub mod records;
 mod schema;
+pub mod walks;
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
