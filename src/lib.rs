@@ -24,7 +24,7 @@
 //! [`probe`], [`identity`];
 //! how things are: [`watermark`], [`vitals`], [`metrics`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
-//! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
+//! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
 pub mod advice;
@@ -44,6 +44,7 @@ pub mod decide;
 pub mod demo;
 pub mod disk;
 pub mod dispatch;
+pub mod doctor;
 pub mod echo;
 pub mod exact;
 pub mod failpoint;
