@@ -22,7 +22,7 @@
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
-//! how things are: [`watermark`], [`vitals`], [`metrics`];
+//! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`], [`bundle`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
@@ -54,6 +54,7 @@ pub mod faultlink;
 pub mod guard;
 pub mod halt;
 pub mod handle;
+pub mod history;
 pub mod identity;
 pub mod key;
 pub mod lift;
@@ -64,7 +65,9 @@ pub mod many;
 pub mod metrics;
 pub mod mongod;
 pub mod notify;
+pub mod outgoing;
 pub mod overrides;
+pub mod overview;
 pub mod probe;
 pub mod process;
 pub mod progress;
@@ -87,6 +90,7 @@ pub mod signals;
 pub mod stamp;
 pub mod store;
 pub mod tail;
+pub mod tell;
 pub mod touched;
 pub mod trial;
 pub mod undo;
