@@ -18,7 +18,7 @@
 //! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
-//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
+//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
@@ -48,6 +48,7 @@ pub mod dispatch;
 pub mod doctor;
 pub mod echo;
 pub mod exact;
+pub mod expiry;
 pub mod failpoint;
 pub mod failure;
 pub mod faultlink;
