@@ -12,8 +12,11 @@ use common::{Daemon, World};
 use mongodb::bson::{Document, doc};
 use rusqlite::{Connection, params};
 
+/// What becomes of a token.
+type Garble = dyn Fn(Vec<u8>) -> Vec<u8>;
+
 /// Changes the saved stream positions of a daemon that is away.
-fn garble(daemon: &Daemon, how: &dyn Fn(Vec<u8>) -> Vec<u8>) {
+fn garble(daemon: &Daemon, how: &Garble) {
     let state = Connection::open(daemon.state_dir().join("sangam.db")).unwrap();
     state.busy_timeout(Duration::from_secs(5)).unwrap();
     let tokens: Vec<(String, Vec<u8>)> = state
@@ -50,7 +53,7 @@ async fn a_garbled_stream_position_costs_a_comparison_and_no_change() {
     let no_hex = saying(|data| data.replace('2', "z"));
     let other_kind = saying(|data| format!("97{}", &data[2..]));
     let empty = saying(|_| String::new());
-    let garbled: [(&str, &dyn Fn(Vec<u8>) -> Vec<u8>); 8] = [
+    let garbled: [(&str, &Garble); 8] = [
         ("no document", &|_| b"no document".to_vec()),
         ("cut", &|token| token[..token.len() - 7].to_vec()),
         ("nothing", &|_| vec![]),
