@@ -62,6 +62,8 @@ pub struct Config {
     pub control_file: Option<PathBuf>,
     /// HTTP API.
     pub api: ApiConfig,
+    /// Who is told what, and the heartbeat.
+    pub notify: NotifyConfig,
     /// Logging.
     pub log: LogConfig,
     /// Age at which `sync_logs` records expire.
@@ -220,6 +222,23 @@ pub struct NamedToken {
     pub role: crate::api::Role,
 }
 
+/// `[notify]`
+#[derive(Clone, Debug)]
+pub struct NotifyConfig {
+    /// Where events are posted as JSON.
+    pub webhook: Option<SecretString>,
+    /// A program with its arguments that gets each event as JSON on its standard input; empty: none.
+    pub command: Vec<String>,
+    /// How long the link must be away before that is told.
+    pub offline_after: Duration,
+    /// Shortest time between two events of one kind.
+    pub min_interval: Duration,
+    /// Asked for now and then, but only while all is well.
+    pub heartbeat: Option<SecretString>,
+    /// Time between two heartbeats.
+    pub heartbeat_interval: Duration,
+}
+
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct LogConfig {
@@ -299,6 +318,20 @@ impl Loaded {
     /// The file that was read, if there was one.
     pub fn file(&self) -> Option<&Path> {
         self.settings.file.as_deref()
+    }
+
+    /// Every secret that is set, to be kept out of what leaves this machine.
+    pub fn secrets(&self) -> Vec<SecretString> {
+        let written = self
+            .settings
+            .values
+            .values()
+            .filter_map(|s| match &s.value {
+                Value::Text(text) if s.key.secret && !text.is_empty() => Some(text.clone().into()),
+                _ => None,
+            });
+        // The one from the file of `token_file` is in no setting.
+        written.chain(self.config.api.token.clone()).collect()
     }
 
     /// Every key with its value and origin, in the order of the example file; secrets redacted.

@@ -195,6 +195,8 @@ impl Modify for Token {
     paths(
         super::sync, super::reconcile, super::pause, super::resume, super::status, super::network_status,
         super::logs, super::queue, super::health::healthz, super::health::readyz, super::health::metrics,
+        super::dashboard::session, super::dashboard::overview, super::dashboard::collections,
+        super::dashboard::history, super::dashboard::events,
         super::settings::config, super::settings::set_config,
         super::schema::report, super::schema::make,
         super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,
