@@ -18,6 +18,8 @@ use crate::key::{Id, Key};
 enum Said {
     Look,
     Deleted,
+    /// Several events, the last of them a deletion: look all the same.
+    Gone,
     Set(i32),
 }
 
@@ -81,7 +83,11 @@ impl Model {
             let rows = self.rows(of);
             match rows.iter_mut().find(|row| row.key == *key) {
                 Some(row) => {
-                    (row.seq, row.said, row.attempts) = (seq, Said::Look, 0);
+                    let said = match said {
+                        Said::Deleted => Said::Gone,
+                        _ => Said::Look,
+                    };
+                    (row.seq, row.said, row.attempts) = (seq, said, 0);
                     (row.next_at, row.held) = (0, None);
                 }
                 None => rows.push(Row {
@@ -161,6 +167,7 @@ fn change(n: i32, said: Said) -> Change {
     let hint = match said {
         Said::Look => None,
         Said::Deleted => Some(b"d".to_vec()),
+        Said::Gone => Some(queue::LOOK_GONE.to_vec()),
         Said::Set(n) => {
             let described = doc! {"updatedFields": {"a": n}, "removedFields": []};
             Some([b"u".to_vec(), described.to_vec().unwrap()].concat())
@@ -226,7 +233,7 @@ impl Real {
             let names: BTreeMap<Vec<u8>, i32> = (0..KEYS)
                 .map(|n| (key(n).0.as_bytes().to_vec(), n))
                 .collect();
-            let says: Vec<(Option<Vec<u8>>, Said)> = [Said::Look, Said::Deleted]
+            let says: Vec<(Option<Vec<u8>>, Said)> = [Said::Look, Said::Deleted, Said::Gone]
                 .into_iter()
                 .chain((0..VALUES).map(Said::Set))
                 .map(|said| (change(0, said).hint, said))
