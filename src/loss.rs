@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bson::{RawDocumentBuf, doc};
+use bson::{Document, RawDocumentBuf, doc};
 use rusqlite::{Connection, params};
 
 use crate::batch::{Item, Namespace, Planned, State};
@@ -349,19 +349,27 @@ fn waiting(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<u64> {
     Ok(most + found)
 }
 
-/// The number of documents of a collection as its server keeps it.
+/// The number of documents of a collection as its server keeps it. After a crash of the server that
+/// number may be wrong, down to nothing: nothing is counted again, document by document.
 async fn count_on(shared: &Shared, side: Side, db: &str, coll: &str) -> Result<u64, Failure> {
-    let counted = shared
-        .endpoint(side)?
-        .run_doc(db, doc! {"count": coll})
-        .await;
-    shared.note(side, &counted);
-    let counted = counted?;
-    let n = counted
+    match counted(shared, side, db, doc! {"count": coll}).await? {
+        0 => {
+            let each = doc! {"count": coll, "query": {"_id": {"$exists": true}}};
+            counted(shared, side, db, each).await
+        }
+        n => Ok(n),
+    }
+}
+
+async fn counted(shared: &Shared, side: Side, db: &str, count: Document) -> Result<u64, Failure> {
+    let answer = shared.endpoint(side)?.run_doc(db, count).await;
+    shared.note(side, &answer);
+    let answer = answer?;
+    let n = answer
         .get_i32("n")
         .map(i64::from)
-        .or_else(|_| counted.get_i64("n"))
-        .or_else(|_| counted.get_f64("n").map(|n| n as i64));
+        .or_else(|_| answer.get_i64("n"))
+        .or_else(|_| answer.get_f64("n").map(|n| n as i64));
     Ok(n.ok().and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
 }
 
