@@ -137,39 +137,33 @@ impl Daemon {
         let config = &settings.config;
         let mut tasks: JoinSet<(&'static str, Result<(), Failure>)> = JoinSet::new();
         macro_rules! task {
-            ($name:literal, $future:expr) => {{
-                let future = $future;
-                tasks.spawn(async move { ($name, future.await) });
+            ($name:literal, $task:expr) => {{
+                let shared = shared.clone();
+                tasks.spawn(async move { ($name, lasting(&shared, $name, $task).await) });
             }};
         }
-        for db in &config.databases {
-            task!(
-                "capture",
-                tail::run(shared.clone(), Side::Local, db.clone())
-            );
+        for db in config.databases.clone() {
+            task!("capture", move |s| tail::run(s, Side::Local, db.clone()));
         }
-        task!("recorder", recorder::run(shared.clone()));
-        task!("stamper", stamp::run(shared.clone()));
-        task!("probe", probe::run(shared.clone()));
-        task!("watch", watch(self.handle.clone()));
-        task!("history", history::run(shared.clone()));
-        task!("tell", tell::run(self.handle.clone()));
-        task!("watermark", watermark::run(shared.clone()));
-        task!("disk", disk::run(shared.clone()));
+        task!("recorder", recorder::run);
+        task!("stamper", stamp::run);
+        task!("probe", probe::run);
+        task!("watch", |s| watch(Handle::new(s)));
+        task!("history", history::run);
+        task!("tell", |s| tell::run(Handle::new(s)));
+        task!("watermark", watermark::run);
+        task!("disk", disk::run);
         if config.remote_uri.is_some() {
             if config.pull.follow {
-                for db in &config.databases {
-                    task!(
-                        "follow",
-                        tail::run(shared.clone(), Side::Remote, db.clone())
-                    );
+                for db in config.databases.clone() {
+                    task!("follow", move |s| tail::run(s, Side::Remote, db.clone()));
                 }
             }
-            task!("pull", pull::run(shared.clone()));
-            task!("worker", worker::run(shared.clone()));
-            task!("reconcile", reconcile::run(shared.clone()));
-            task!("rulings", ruling::run(shared.clone()));
-            task!("schema", schema::run(shared.clone()));
+            task!("pull", pull::run);
+            task!("worker", worker::run);
+            task!("reconcile", reconcile::run);
+            task!("rulings", ruling::run);
+            task!("schema", schema::run);
         } else {
             shared.notice("remote", Some(CommandError::NotConfigured.to_string()));
         }
@@ -192,6 +186,28 @@ impl Daemon {
         })
         .await;
         verdict
+    }
+}
+
+/// Keeps a task going where the state can't be written for a while (R22): the disk is full, or has gone
+/// read-only. What it left undone is on disk, or is seen again. Anything else that ends it ends the process.
+async fn lasting<F>(
+    shared: &Arc<Shared>,
+    name: &str,
+    task: impl Fn(Arc<Shared>) -> F,
+) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>>,
+{
+    const PAUSE: Duration = Duration::from_secs(1);
+    loop {
+        match task(shared.clone()).await {
+            Err(failure) if failure.class == Class::Transient && !shared.cancel.is_cancelled() => {
+                tracing::debug!(name, %failure, "a task waits");
+                tokio::time::sleep(PAUSE).await;
+            }
+            ended => return ended,
+        }
     }
 }
 
