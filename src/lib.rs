@@ -24,13 +24,14 @@
 //! [`probe`], [`identity`];
 //! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
-//! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`];
+//! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`], [`bundle`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
 pub mod advice;
 pub mod api;
 pub mod batch;
 pub mod budget;
+pub mod bundle;
 pub mod cli;
 pub mod client;
 pub mod command;
