@@ -137,25 +137,28 @@ impl Daemon {
         let config = &settings.config;
         let mut tasks: JoinSet<(&'static str, Result<(), Failure>)> = JoinSet::new();
         macro_rules! task {
-            ($name:literal, $task:expr) => {{
-                let shared = shared.clone();
-                tasks.spawn(async move { ($name, lasting(&shared, $name, $task).await) });
-            }};
+            ($name:literal, $run:expr) => {
+                tasks.spawn(lasting($name, shared.clone(), $run))
+            };
         }
-        for db in config.databases.clone() {
+        for db in &config.databases {
+            let db = db.clone();
             task!("capture", move |s| tail::run(s, Side::Local, db.clone()));
         }
         task!("recorder", recorder::run);
         task!("stamper", stamp::run);
         task!("probe", probe::run);
-        task!("watch", |s| watch(Handle::new(s)));
+        let handle = self.handle.clone();
+        task!("watch", move |_| watch(handle.clone()));
         task!("history", history::run);
-        task!("tell", |s| tell::run(Handle::new(s)));
+        let handle = self.handle.clone();
+        task!("tell", move |_| tell::run(handle.clone()));
         task!("watermark", watermark::run);
         task!("disk", disk::run);
         if config.remote_uri.is_some() {
             if config.pull.follow {
-                for db in config.databases.clone() {
+                for db in &config.databases {
+                    let db = db.clone();
                     task!("follow", move |s| tail::run(s, Side::Remote, db.clone()));
                 }
             }
@@ -189,24 +192,22 @@ impl Daemon {
     }
 }
 
-/// Keeps a task going where the state can't be written for a while (R22): the disk is full, or has gone
-/// read-only. What it left undone is on disk, or is seen again. Anything else that ends it ends the process.
-async fn lasting<F>(
-    shared: &Arc<Shared>,
-    name: &str,
-    task: impl Fn(Arc<Shared>) -> F,
-) -> Result<(), Failure>
-where
-    F: Future<Output = Result<(), Failure>>,
-{
-    const PAUSE: Duration = Duration::from_secs(1);
+/// Runs a task; one that the state's full disk ended begins anew until there is room (R22).
+async fn lasting<F: Future<Output = Result<(), Failure>>>(
+    name: &'static str,
+    shared: Arc<Shared>,
+    run: impl Fn(Arc<Shared>) -> F,
+) -> (&'static str, Result<(), Failure>) {
     loop {
-        match task(shared.clone()).await {
-            Err(failure) if failure.class == Class::Transient && !shared.cancel.is_cancelled() => {
-                tracing::debug!(name, %failure, "a task waits");
-                tokio::time::sleep(PAUSE).await;
+        match run(shared.clone()).await {
+            Err(failure) if failure.class == Class::Transient => {
+                tracing::debug!(task = name, %failure, "begins anew");
+                tokio::select! {
+                    () = shared.cancel.cancelled() => return (name, Ok(())),
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                }
             }
-            ended => return ended,
+            outcome => return (name, outcome),
         }
     }
 }
