@@ -11,6 +11,7 @@ mod health;
 pub mod openapi;
 mod serve;
 mod settings;
+mod survey;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,13 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
     let guarded = Router::new()
         .route("/api/sync/sync", post(sync))
         .route("/api/sync/reconcile", post(reconcile))
+        .route(
+            "/api/sync/verify",
+            get(survey::last_verify).post(survey::verify),
+        )
+        .route("/api/sync/verify/repair", post(survey::repair))
+        .route("/api/sync/plan", get(survey::plan))
+        .route("/api/sync/adopt", post(survey::adopt))
         .route("/api/sync/pause", post(pause))
         .route("/api/sync/resume", post(resume))
         .route("/api/sync/status", get(status))

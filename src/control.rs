@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::adopt::Mode;
 use crate::command::Command;
 use crate::dispatch::Dispatcher;
 
@@ -73,7 +74,21 @@ pub fn parse(line: &str) -> Result<Command, String> {
         "resume" => Command::Resume,
         "reload" => Command::Reload,
         "status" => Command::Status,
-        "reconcile" => Command::Reconcile,
+        "reconcile" => match rest.as_slice() {
+            [adopt, mode @ ..] if adopt == "--adopt" => {
+                let mode = match mode {
+                    [] => Some(Mode::Merge),
+                    [mode] => Mode::named(mode),
+                    _ => None,
+                };
+                let Some(mode) = mode else {
+                    return Err("write reconcile --adopt local, remote or merge".into());
+                };
+                let who = "control file".into();
+                return Ok(Command::Adopt { mode, who });
+            }
+            _ => Command::Reconcile,
+        },
         _ => {
             let name: String = name.chars().take(40).collect();
             return Err(format!(

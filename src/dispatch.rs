@@ -84,6 +84,10 @@ impl Dispatcher {
                 Ok(Outcome::Run(Box::new(run)))
             }
             Command::Reconcile => Ok(Outcome::Run(Box::new(self.handle.reconcile().await?))),
+            Command::Adopt { mode, who } => {
+                let run = self.handle.adopt(mode, &who).await?;
+                Ok(Outcome::Run(Box::new(run)))
+            }
             Command::Status => Ok(Outcome::Status(Box::new(self.handle.status().await?))),
             Command::Pause => {
                 self.handle.pause().await?;

@@ -165,9 +165,10 @@ pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
         "intents",
         "open_conflicts",
         "stamps",
+        "differences",
     ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
-    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k = 'last_record'", [])?;
+    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k = 'last_record' OR k = 'verify' OR k = 'proof'", [])?;
     Ok(())
 }

@@ -18,6 +18,7 @@
 //! where to look: [`tail`], [`pull`], [`reconcile`], [`progress`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
+//! what only looks: [`verify`], [`plan`]; which side is right: [`adopt`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
@@ -26,6 +27,7 @@
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
+pub mod adopt;
 pub mod advice;
 pub mod api;
 pub mod batch;
@@ -44,6 +46,7 @@ pub mod disk;
 pub mod dispatch;
 pub mod echo;
 pub mod exact;
+pub mod extent;
 pub mod failpoint;
 pub mod failure;
 pub mod faultlink;
@@ -61,6 +64,7 @@ pub mod metrics;
 pub mod mongod;
 pub mod notify;
 pub mod overrides;
+pub mod plan;
 pub mod probe;
 pub mod process;
 pub mod progress;
@@ -86,8 +90,10 @@ pub mod trial;
 pub mod undo;
 pub(crate) mod unique;
 pub mod value;
+pub mod verify;
 pub mod view;
 pub mod vitals;
+pub mod walk;
 pub mod watermark;
 pub mod words;
 pub mod worker;

@@ -10,6 +10,7 @@ mod vanished;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bson::doc;
@@ -20,7 +21,6 @@ use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
-use crate::loss;
 use crate::progress::Meter;
 use crate::raw::Writer;
 use crate::runs;
@@ -30,6 +30,7 @@ use crate::side::Endpoint;
 use crate::store::queue::{self, Change};
 use crate::store::{self, base};
 use crate::tail::reconcile_name;
+use crate::{adopt, loss};
 
 /// Documents of a range.
 const RANGE: usize = 1000;
@@ -47,13 +48,23 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         if degraded || !shared.may_work() || !streams_ready(&shared) {
             continue;
         }
+        if adopt::is_under_way(&shared).await? && !shared.runs.is_owned() {
+            match adopt::go_on(&shared, Trigger::Startup).await {
+                Ok(_) => {}
+                Err(failure) if failure.class == Class::Fatal => return Err(failure),
+                Err(failure) => {
+                    tracing::warn!(%failure, "adopting was interrupted; it goes on when the link is back");
+                    continue;
+                }
+            }
+        }
         if due(&shared, every).await? {
             for db in &shared.settings().config.databases {
                 ask(&shared, db, "scheduled").await?;
             }
         }
         let asked = asked(&shared).await?;
-        if asked.is_empty() || shared.runs.is_owned() {
+        if asked.is_empty() || shared.runs.is_owned() || shared.adopting.load(Ordering::Acquire) {
             continue;
         }
         let first = asked.iter().any(|(_, why)| why == "first sync");

@@ -100,7 +100,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 
 fn may_work(shared: &Shared) -> bool {
     let automatic = shared.settings().config.sync.auto_sync_enabled || shared.runs.is_owned();
-    automatic && shared.may_work()
+    automatic && shared.may_work() && !shared.adopting.load(Ordering::Acquire)
 }
 
 /// What to do after a batch: `Some` is how long to claim nothing.

@@ -195,6 +195,8 @@ impl Modify for Token {
     paths(
         super::sync, super::reconcile, super::pause, super::resume, super::status, super::network_status,
         super::logs, super::queue, super::health::healthz, super::health::readyz, super::health::metrics,
+        super::survey::verify, super::survey::last_verify, super::survey::repair, super::survey::plan,
+        super::survey::adopt,
         super::settings::config, super::settings::set_config,
         super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,
         super::conflicts::resolve_many, super::conflicts::auto_resolve

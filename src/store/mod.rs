@@ -10,6 +10,7 @@
 
 pub mod base;
 pub mod cases;
+pub mod differences;
 pub mod queue;
 pub mod records;
 mod schema;

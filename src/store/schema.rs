@@ -52,6 +52,7 @@ INSERT INTO meta(k, v) VALUES('seq', 0);
 const LATER: &str = "
 CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
   seen INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS differences(key BLOB PRIMARY KEY, id BLOB NOT NULL, kind TEXT, repair TEXT) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS outbox_gone ON outbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX IF NOT EXISTS inbox_gone ON inbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
