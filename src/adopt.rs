@@ -192,6 +192,11 @@ pub async fn adopt(shared: &Arc<Shared>, mode: Mode, who: &str) -> Result<SyncRu
             "a database is being adopted already; see `sangam status`".into(),
         ));
     }
+    if shared.paused.load(Ordering::Relaxed) {
+        return Err(CommandError::BadRequest(
+            "syncing is paused; run `sangam resume` first".into(),
+        ));
+    }
     if shared.runs.is_owned() {
         return Err(CommandError::Busy);
     }
