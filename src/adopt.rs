@@ -257,13 +257,19 @@ async fn carry_out(shared: &Arc<Shared>) -> Result<(), Failure> {
         state.settling = true;
         let (kept, side) = (state.clone(), state.mode.discarded().map(Side::other));
         let stored = shared.store.call(move |c| {
-            for ns in side.iter().flat_map(|_| &kept.done) {
-                let name = side.map_or("", Side::name);
-                store::set_meta(c, &confirmed_name(*ns), name)?;
+            for ns in &kept.done {
+                match side {
+                    Some(side) => store::set_meta(c, &confirmed_name(*ns), side.name())?,
+                    // Without a base, clashes are those of a first sync.
+                    None => store::set_meta(c, &reconcile::first_name(*ns), 1)?,
+                }
             }
             keep(c, &kept)
         });
         stored.await.map_err(store_failed)?;
+    }
+    if state.mode == Mode::Merge {
+        lock(&shared.first_sync).extend(&state.done);
     }
     shared.adopting.store(false, Ordering::Release);
     shared.failpoints.crash("adopt_settling");
@@ -271,12 +277,18 @@ async fn carry_out(shared: &Arc<Shared>) -> Result<(), Failure> {
     reconcile::drained(shared, seq.map_err(store_failed)?, &[]).await?;
     let ended = shared.store.call(move |c| {
         loss::forget_confirmed(c)?;
+        for ns in &state.done {
+            let name = reconcile::first_name(*ns);
+            c.execute("DELETE FROM meta WHERE k = ?", [name])?;
+        }
         let done = doc! {"discarded": i64::try_from(state.discarded).unwrap_or(i64::MAX)};
         let bytes = done.to_vec().unwrap_or_default();
         records::put_record(c, "conflict_logs", &state.record.bytes(), &bytes)?;
         c.execute("DELETE FROM meta WHERE k = ?", [UNDER_WAY])
     });
-    ended.await.map(|_| ()).map_err(store_failed)
+    ended.await.map_err(store_failed)?;
+    lock(&shared.first_sync).clear();
+    reconcile::load(shared).await.map_err(store_failed)
 }
 
 /// Waits until no batch is at work, and until no write of ours can still land; what was undecided is

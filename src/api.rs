@@ -9,6 +9,7 @@ mod conflicts;
 mod guard;
 mod health;
 pub mod openapi;
+mod schema;
 mod serve;
 mod settings;
 mod survey;
@@ -68,6 +69,7 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
             "/api/sync/config",
             get(settings::config).put(settings::set_config),
         )
+        .route("/api/sync/schema", get(schema::report).post(schema::make))
         .route("/api/sync/conflicts", get(conflicts::list))
         .route("/api/sync/conflicts/resolve", post(conflicts::resolve_many))
         .route(
@@ -136,7 +138,7 @@ impl From<CommandError> for ApiError {
                 StatusCode::CONFLICT
             }
             CommandError::NotFound(_) => StatusCode::NOT_FOUND,
-            CommandError::NotConfigured | CommandError::Offline(_) => {
+            CommandError::NotConfigured | CommandError::Offline(_) | CommandError::LocalAway(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             CommandError::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -192,12 +194,27 @@ fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
     serde_json::from_value(Value::Object(object))
 }
 
+#[derive(Default, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ReconcileRequest {
+    /// Read every document instead of comparing checksums, which don't see every change of a fraction.
+    #[serde(default)]
+    exact: bool,
+}
+
 /// Compares both databases as a whole and mends what differs
-#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync",
+#[utoipa::path(post, path = "/api/sync/reconcile", tag = "sync", request_body = Option<ReconcileRequest>,
     responses((status = 200, body = SyncRun),
               (status = "4XX", body = openapi::Problem), (status = "5XX", body = openapi::Problem)))]
-async fn reconcile(State(dispatcher): State<Dispatcher>) -> Answer<SyncRun> {
-    run(dispatcher, Command::Reconcile).await
+async fn reconcile(State(dispatcher): State<Dispatcher>, body: Body) -> Answer<SyncRun> {
+    let bytes = read(body).await?;
+    let ReconcileRequest { exact } = object(&bytes).map_err(|error| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body must be {{\"exact\": true}} or empty: {error}"),
+        )
+    })?;
+    run(dispatcher, Command::Reconcile { exact }).await
 }
 
 async fn run(dispatcher: Dispatcher, command: Command) -> Answer<SyncRun> {
@@ -374,6 +391,7 @@ mod tests {
             (CommandError::Busy, 409),
             (CommandError::NotConfigured, 503),
             (CommandError::Offline("no internet".into()), 503),
+            (CommandError::LocalAway("no server".into()), 503),
             (CommandError::BadRequest("no such collection".into()), 400),
             (CommandError::Failed("broken".into()), 500),
         ] {

@@ -110,9 +110,7 @@ pub async fn process(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failu
     let began = Instant::now();
     let outcome = run(shared, works).await;
     shared.metrics.batch(keys.len(), began.elapsed());
-    if let Some(touched) = lock(&shared.touched).as_mut() {
-        touched.extend(keys.iter().cloned());
-    }
+    shared.touched.note(&keys);
     let mut busy = lock(&shared.busy);
     for key in &keys {
         busy.remove(key);
@@ -182,6 +180,7 @@ async fn decide_all(
 ) -> Result<Vec<Planned>, Failure> {
     let mut settlements: Vec<Settlement> = Vec::new();
     let mut planned = Vec::new();
+    let first_sync = lock(&shared.first_sync).clone();
     for (i, item) in items.iter_mut().enumerate() {
         if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
             continue;
@@ -209,7 +208,7 @@ async fn decide_all(
             policy: settings.policy(&item.ns.coll),
             updated_at: &settings.config.fields.updated_at,
             skew_ms: shared.skew_ms(),
-            first_sync: false,
+            first_sync: first_sync.contains(&item.ns.number),
             fields: settings.config.sync.rules.get(&item.ns.coll),
         };
         let mut decision = decide::decide(view, rules);

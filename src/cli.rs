@@ -9,6 +9,7 @@ mod conflicts;
 mod plan;
 mod progress;
 mod resolve;
+mod schema;
 mod sync;
 mod table;
 mod verify;
@@ -107,11 +108,21 @@ pub enum Command {
         /// Forget what was known of the databases, as after one was replaced or restored, and make
         /// them equal: `local` or `remote` names the side that is right, `merge` keeps what either
         /// has and deletes nothing. Says first what it will do
-        #[arg(long, value_enum, value_name = "WAY", num_args = 0..=1, default_missing_value = "merge")]
+        #[arg(long, conflicts_with = "exact", value_enum, value_name = "WAY", num_args = 0..=1, default_missing_value = "merge")]
         adopt: Option<Mode>,
         /// Don't ask
         #[arg(long, requires = "adopt")]
         yes: bool,
+        /// Read every document; without it, checksums are compared, which don't see every change of a
+        /// fraction
+        #[arg(long)]
+        exact: bool,
+    },
+    /// Compare indexes and options of both databases
+    Schema {
+        /// Make what is missing: indexes dropped on one side, refused before, or needed by the pull
+        #[arg(long)]
+        create: bool,
     },
     /// Say what a sync would do; nothing is written
     Plan {
@@ -332,7 +343,9 @@ impl From<DaemonError> for Failure {
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
         let exit_code = match error {
-            CommandError::NotConfigured | CommandError::Offline(_) => 69,
+            CommandError::NotConfigured | CommandError::Offline(_) | CommandError::LocalAway(_) => {
+                69
+            }
             CommandError::BadRequest(_) => 2,
             _ => 1,
         };
@@ -385,12 +398,16 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
         } => plan::plan(client, &collections, compare, output).await,
         Command::Verify(args) => verify::verify(client, args, output).await,
         Command::Sync(sync) => Box::pin(sync::sync(loaded.config, client, sync, output)).await,
-        Command::Reconcile { adopt: None, .. } => sync::reconcile(client, output).await,
+        Command::Reconcile {
+            adopt: None, exact, ..
+        } => sync::reconcile(client, exact, output).await,
         Command::Reconcile {
             adopt: Some(mode),
             yes,
+            ..
         } => Box::pin(plan::adopt(&loaded.config, client, (mode, yes), output)).await,
         Command::Status => ask::status(client, output).await,
+        Command::Schema { create } => schema::schema(client, create, output).await,
         Command::Healthcheck => ask::healthcheck(client, output).await,
         Command::Queue { limit } => ask::queue(client, limit, output).await,
         Command::Logs { limit } => ask::logs(client, limit, output).await,

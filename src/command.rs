@@ -21,7 +21,10 @@ pub enum Command {
     /// Say how things are.
     Status,
     /// Compare both sides whole against base.
-    Reconcile,
+    Reconcile {
+        /// Read every document instead of comparing hashes.
+        exact: bool,
+    },
     /// Make both sides equal in that way, whatever was known of them before.
     Adopt {
         /// Which side is right.
@@ -266,6 +269,9 @@ pub enum CommandError {
     /// The remote does not answer (503).
     #[error("the remote database cannot be reached: {0}")]
     Offline(String),
+    /// The local database does not answer (503).
+    #[error("the local database cannot be reached: {0}")]
+    LocalAway(String),
     /// A collection that is not synced was named (400).
     #[error("{0}")]
     BadRequest(String),

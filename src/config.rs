@@ -42,6 +42,8 @@ pub struct Config {
     pub remote_uri: Option<SecretString>,
     /// What is synced and how.
     pub sync: SyncConfig,
+    /// What is done so that both sides have the same indexes and options.
+    pub schema_sync: SchemaSync,
     /// Fields that must be unique by collection, beside what the unique indexes say.
     pub unique_fields: BTreeMap<String, Vec<String>>,
     /// Names of the sync fields in documents.
@@ -50,6 +52,8 @@ pub struct Config {
     pub probe: ProbeConfig,
     /// How remote changes are fetched.
     pub pull: PullConfig,
+    /// What the link may carry, and when.
+    pub link: crate::budget::LinkConfig,
     /// Backoff of everything that is retried.
     pub retry: RetryConfig,
     /// Limits of the state directory.
@@ -115,6 +119,18 @@ pub enum OnDrop {
     Propagate,
 }
 
+/// `[schema] sync`: what is done so that both sides have the same indexes and options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SchemaSync {
+    /// Nothing; what differs is reported.
+    Report,
+    /// Indexes of one side come to exist on the other.
+    Indexes,
+    /// Collections' options, too, and changes of both.
+    Full,
+}
+
 /// `[fields]`: names of the sync fields, as the app spells them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldNames {
@@ -157,6 +173,9 @@ pub struct PullConfig {
     pub follow: bool,
     /// Time between reconciles; zero turns them off.
     pub reconcile: Duration,
+    /// Reconciles by schedule in which every document is read once; 0: none is read but where hashes
+    /// differ.
+    pub exact_nights: u64,
 }
 
 /// `[retry]`

@@ -6,11 +6,12 @@
 //! mounts: folder and file may vanish, come back, be replaced or truncated at any time.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::fs;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,8 @@ const POLL: Duration = Duration::from_millis(400);
 
 /// More than this is no list of commands.
 const MOST_BYTES: u64 = 64 * 1024;
+/// Mode of the files that we make.
+const MODE: u32 = 0o600;
 
 /// Watches the file until cancelled.
 pub async fn run(path: PathBuf, dispatcher: Dispatcher, cancel: CancellationToken) {
@@ -87,7 +90,12 @@ pub fn parse(line: &str) -> Result<Command, String> {
                 let who = "control file".into();
                 return Ok(Command::Adopt { mode, who });
             }
-            _ => Command::Reconcile,
+            [] => Command::Reconcile { exact: false },
+            [word] if word == "exact" => return Ok(Command::Reconcile { exact: true }),
+            _ => return Err(
+                "`reconcile` takes nothing after it but `exact` or `--adopt local|remote|merge`"
+                    .into(),
+            ),
         },
         _ => {
             let name: String = name.chars().take(40).collect();
@@ -192,6 +200,7 @@ async fn make(path: &Path) {
     if fs::OpenOptions::new()
         .create_new(true)
         .write(true)
+        .mode(MODE)
         .open(path)
         .await
         .is_ok()
@@ -213,7 +222,22 @@ async fn write_result(path: &Path, answers: &str) -> io::Result<()> {
         name.push(suffix);
         PathBuf::from(name)
     };
-    fs::write(beside(".result.new"), answers).await?;
+    // Who may give orders may read the answers; they name collections.
+    let mode = match fs::metadata(path).await {
+        Ok(about) => about.permissions().mode() & 0o666,
+        Err(_) => MODE,
+    };
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(mode)
+        .open(beside(".result.new"))
+        .await?;
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+        .await?;
+    file.write_all(answers.as_bytes()).await?;
+    file.flush().await?;
     fs::rename(beside(".result.new"), beside(".result")).await
 }
 
@@ -286,7 +310,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_that_is_not_ours_is_taken_away() {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
         std::fs::write(&path, "pause\n").unwrap();
@@ -311,15 +334,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_result_is_replaced_whole() {
+    async fn the_result_is_replaced_whole_and_read_by_who_may_give_orders() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control");
+        let result = folder.path().join("control.result");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         write_result(&path, "one\n").await.unwrap();
+        assert_eq!(mode(&result), 0o600);
+        make(&path).await;
+        assert_eq!(mode(&path), 0o600);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).unwrap();
         write_result(&path, "two\n").await.unwrap();
-        assert_eq!(
-            std::fs::read_to_string(folder.path().join("control.result")).unwrap(),
-            "two\n"
-        );
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(mode(&result), 0o660);
+        assert_eq!(std::fs::read_to_string(result).unwrap(), "two\n");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }

@@ -22,8 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    adopt, disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, stamp, tail,
-    watermark, worker,
+    adopt, disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, schema, stamp,
+    tail, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -103,6 +103,8 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     }
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
+    reconcile::load(&shared).await?;
+    schema::load(&shared).await?;
     loss::load(&shared).await?;
     adopt::load(&shared)
         .await
@@ -173,6 +175,7 @@ impl Daemon {
             task!("worker", worker::run(shared.clone()));
             task!("reconcile", reconcile::run(shared.clone()));
             task!("rulings", ruling::run(shared.clone()));
+            task!("schema", schema::run(shared.clone()));
         } else {
             shared.notice("remote", Some(CommandError::NotConfigured.to_string()));
         }

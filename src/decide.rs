@@ -9,7 +9,9 @@ use crate::raw::{self, Element};
 use crate::rules::{self, Combined, FieldRules, Three};
 
 /// One of the two databases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
     /// On the premises.

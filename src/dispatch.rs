@@ -83,7 +83,10 @@ impl Dispatcher {
                 let run = self.handle.sync(Trigger::Manual, &collections).await?;
                 Ok(Outcome::Run(Box::new(run)))
             }
-            Command::Reconcile => Ok(Outcome::Run(Box::new(self.handle.reconcile().await?))),
+            Command::Reconcile { exact } => {
+                let run = self.handle.reconcile(exact).await?;
+                Ok(Outcome::Run(Box::new(run)))
+            }
             Command::Adopt { mode, who } => {
                 let run = self.handle.adopt(mode, &who).await?;
                 Ok(Outcome::Run(Box::new(run)))

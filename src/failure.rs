@@ -2,7 +2,9 @@
 
 use mongodb::error::{Error, ErrorKind};
 
-/// Why the remote can't be used, as an owner understands it.
+use crate::decide::Side;
+
+/// Why a database can't be used, as an owner understands it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// No way to the network, or the connection broke.
@@ -41,7 +43,35 @@ impl Reason {
         }
     }
 
-    /// What it means and what to do, for a person.
+    /// What it means and what to do, for a person, where the local database has it.
+    fn message_of_local(self) -> &'static str {
+        match self {
+            Self::Offline => {
+                "the connection to the local database broke: is mongod running? Nothing is lost meanwhile"
+            }
+            Self::Dns => {
+                "the local database's name can't be resolved: is the host in local.uri misspelt?"
+            }
+            Self::Refused => {
+                "nothing answers at the local database's address: is mongod running, and is the port in local.uri right?"
+            }
+            Self::Timeout => {
+                "the local database does not answer in time: is mongod running, and not overloaded?"
+            }
+            Self::Tls => {
+                "no encrypted connection to the local database can be set up: check tls settings of local.uri"
+            }
+            Self::BadCredentials => {
+                "the local database refuses user or password: correct them in local.uri"
+            }
+            Self::IpNotAllowed | Self::PausedOrOverQuota => {
+                "the local database refuses what it is asked: look at mongod's log"
+            }
+            Self::NotAReplicaSet => self.message(),
+        }
+    }
+
+    /// What it means and what to do, for a person, where the remote has it.
     pub fn message(self) -> &'static str {
         match self {
             Self::Offline => {
@@ -97,6 +127,8 @@ pub struct Failure {
     pub code: Option<i32>,
     /// Whether the server answered, so that the operation is over and can't land later (R4).
     pub answered: bool,
+    /// The database that failed, where it is known; nothing said, it is the remote.
+    pub side: Option<Side>,
     /// The server's name of the code or the kind of error; never values of documents (R23).
     pub what: String,
 }
@@ -104,6 +136,9 @@ pub struct Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.class {
+            Class::Offline(reason) if self.side == Some(Side::Local) => {
+                f.write_str(reason.message_of_local())
+            }
             Class::Offline(reason) => f.write_str(reason.message()),
             _ => match self.code {
                 Some(PAUSED) | None => f.write_str(&self.what),
@@ -122,6 +157,7 @@ impl Failure {
             class: Class::Offline(Reason::Timeout),
             code: None,
             answered: false,
+            side: None,
             what: "no answer in time".into(),
         }
     }
@@ -132,6 +168,7 @@ impl Failure {
             class: Class::Offline(reason),
             code: None,
             answered: false,
+            side: None,
             what: reason.name().into(),
         }
     }
@@ -142,6 +179,7 @@ impl Failure {
             class: Class::Transient,
             code: Some(PAUSED),
             answered: true,
+            side: None,
             what: "paused meanwhile; `sangam resume` goes on".into(),
         }
     }
@@ -152,6 +190,7 @@ impl Failure {
             class: Class::Fatal,
             code: None,
             answered: true,
+            side: None,
             what: what.into(),
         }
     }
@@ -162,7 +201,16 @@ impl Failure {
             class: class_of_code(code),
             code: Some(code),
             answered: true,
+            side: None,
             what: name.to_owned(),
+        }
+    }
+
+    /// The same, of that database.
+    pub fn of(self, side: Side) -> Self {
+        Self {
+            side: Some(side),
+            ..self
         }
     }
 
@@ -206,6 +254,7 @@ impl From<&Error> for Failure {
             class: Class::Offline(reason),
             code: None,
             answered: false,
+            side: None,
             what: what.to_owned(),
         };
         match error.kind.as_ref() {
@@ -224,6 +273,7 @@ impl From<&Error> for Failure {
                 class: Class::Transient,
                 code: None,
                 answered: false,
+                side: None,
                 what: "transaction interrupted".into(),
             },
             ErrorKind::InvalidArgument { .. } => Self::fatal("invalid argument"),
@@ -269,6 +319,26 @@ mod tests {
         assert_eq!(reason_of_io(&error), Reason::Offline);
         let error = std::io::Error::other("closed");
         assert_eq!(reason_of_io(&error), Reason::Offline);
+    }
+
+    #[test]
+    fn the_side_that_failed_is_the_one_that_is_named() {
+        for reason in [
+            Reason::Offline,
+            Reason::Dns,
+            Reason::Refused,
+            Reason::Timeout,
+            Reason::Tls,
+            Reason::BadCredentials,
+        ] {
+            let local = Failure::offline(reason).of(Side::Local).to_string();
+            assert!(
+                local.contains("local") && !local.contains("remote"),
+                "{local}"
+            );
+            let remote = Failure::offline(reason).of(Side::Remote).to_string();
+            assert!(!remote.contains("local"), "{remote}");
+        }
     }
 
     #[test]

@@ -196,6 +196,7 @@ pub async fn write(
         verdicts: vec![Verdict::Unknown { late: false }; writes.len()],
         failure: None,
     };
+    let most = endpoint.command_bytes(COMMAND_BYTES);
     for kind in [Kind::Delete, Kind::Update, Kind::Insert] {
         let mut batch = Batch::new(kind, coll);
         for (i, (write, form)) in writes.iter().enumerate() {
@@ -203,7 +204,7 @@ pub async fn write(
                 continue;
             }
             batch.push(i, write, form, sync_fields, stamp);
-            if batch.bytes() >= COMMAND_BYTES {
+            if batch.bytes() >= most {
                 let full = std::mem::replace(&mut batch, Batch::new(kind, coll));
                 full.send(endpoint, db, &mut outcome).await;
             }

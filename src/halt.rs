@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::OnDrop;
 use crate::decide::{Kind, Side};
 use crate::shared::{Shared, lock};
+use crate::store::definitions::{self, Tree};
 use crate::store::{self, StoreError, records};
 
 const PREFIX: &str = "halted:";
@@ -68,7 +69,8 @@ pub fn put(c: &Connection, ns: u32, collection: &str, halt: &Halt) -> rusqlite::
 /// Takes a halt back, inside a call; [`Shared::halted`] follows by [`forget`].
 pub fn lift(c: &Connection, ns: u32) -> rusqlite::Result<()> {
     c.execute("DELETE FROM meta WHERE k = ?", [format!("{PREFIX}{ns}")])?;
-    Ok(())
+    // Indexes that went with the collection were not dropped one by one: they come back with it.
+    definitions::put(c, ns, Tree::Base, None)
 }
 
 /// Lets the tasks work on a collection again.

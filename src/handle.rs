@@ -1,6 +1,7 @@
 //! What API, control file and signals ask of a running daemon.
 
 mod conflicts;
+mod schema;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +33,9 @@ pub struct Handle {
 impl From<Failure> for CommandError {
     fn from(failure: Failure) -> Self {
         match failure.class {
+            Class::Offline(_) if failure.side == Some(Side::Local) => {
+                Self::LocalAway(failure.to_string())
+            }
             Class::Offline(_) => Self::Offline(failure.to_string()),
             _ if failure.code == Some(PAUSED) => Self::Refused(failure.to_string()),
             _ => Self::Failed(failure.to_string()),
@@ -150,6 +154,9 @@ impl Handle {
         let began = tokio::time::Instant::now();
         while !shared.streams_open(Side::Local) && began.elapsed() < patience {
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if !shared.streams_open(Side::Local) {
+            return Err(Failure::timeout().of(Side::Local));
         }
         if shared.follows() {
             let (local, remote) = tokio::join!(
@@ -351,8 +358,8 @@ impl Handle {
         Ok(())
     }
 
-    /// Compares both sides whole against base and mends what differs.
-    pub async fn reconcile(&self) -> Result<SyncRun, CommandError> {
+    /// Compares both sides whole against base and mends what differs; `exact` reads every document.
+    pub async fn reconcile(&self, exact: bool) -> Result<SyncRun, CommandError> {
         let handle = self.clone();
         let task = tokio::spawn(async move {
             let shared = &handle.shared;
@@ -364,11 +371,7 @@ impl Handle {
             if shared.runs.is_owned() {
                 return Err(CommandError::Busy);
             }
-            let mut asked = Vec::new();
-            for db in &shared.settings().config.databases {
-                reconcile::ask(shared, db, "asked for").await?;
-                asked.push((db.clone(), "asked for".to_owned()));
-            }
+            let asked = reconcile::ask_now(shared, exact).await?;
             Ok(reconcile::reconcile(shared, Trigger::Manual, &asked).await?)
         });
         task.await

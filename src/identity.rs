@@ -166,9 +166,11 @@ pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
         "open_conflicts",
         "stamps",
         "differences",
+        "walk",
+        "gone",
     ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
-    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k = 'last_record' OR k = 'verify' OR k = 'proof'", [])?;
+    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k = 'last_record' OR k = 'verify' OR k = 'proof'", [])?;
     Ok(())
 }

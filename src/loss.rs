@@ -386,19 +386,17 @@ async fn is_vanished(shared: &Shared, side: Side, ns: &Namespace) -> Result<bool
 
 /// Before a comparison: halts collections that base knows and a side no longer has, and all of a
 /// database whose collections on one side are all empty. Nothing else may tell of either: a drop where
-/// nothing is followed, a blank server under the old name.
+/// nothing is followed, a blank server under the old name. `known` is from before the `names` on both
+/// sides were listed: the worker may have made a collection since.
 pub(crate) async fn before_comparison(
     shared: &Arc<Shared>,
     settings: &Settings,
-    db: &str,
+    (db, mut known): (&str, Vec<Known>),
     names: [&[String]; 2],
 ) -> Result<(), Failure> {
     if settings.config.sync.on_drop == OnDrop::Propagate {
         return Ok(());
     }
-    let name = db.to_owned();
-    let known = shared.store.call(move |c| known(c, &name));
-    let mut known = known.await.map_err(store_failed)?;
     known.retain(|(_, coll, _)| settings.is_synced(db, coll));
     for side in [Side::Local, Side::Remote] {
         let mut left = 0;
@@ -460,10 +458,10 @@ async fn emptied(
 }
 
 /// A collection that base knows documents of: number, name, the side whose loss is confirmed.
-type Known = (u32, String, Option<String>);
+pub(crate) type Known = (u32, String, Option<String>);
 
 /// The collections of a database that base knows.
-fn known(c: &Connection, db: &str) -> rusqlite::Result<Vec<Known>> {
+pub(crate) fn known(c: &Connection, db: &str) -> rusqlite::Result<Vec<Known>> {
     let mut named = c.prepare_cached("SELECT n, coll FROM namespaces WHERE db = ? ORDER BY n")?;
     let named = named.query_map([db], |r| Ok((r.get::<_, u32>(0)?, r.get::<_, String>(1)?)))?;
     let mut found = Vec::new();

@@ -150,7 +150,11 @@ async fn one(shared: &Arc<Shared>, id: ObjectId, how: How) -> Result<One, Comman
     };
     let (outcome, strategy, message) = match outcome {
         Ok(done) => done,
-        Err(error @ (CommandError::Offline(_) | CommandError::Failed(_))) => return Err(error),
+        Err(
+            error @ (CommandError::Offline(_)
+            | CommandError::LocalAway(_)
+            | CommandError::Failed(_)),
+        ) => return Err(error),
         Err(error) => ("failed", None, error.to_string()),
     };
     Ok(One {

@@ -107,6 +107,7 @@ async fn probe(
         if shared.remote().is_none() {
             crate::identity::check(shared, &endpoint).await?;
             endpoint.journal.get_or_init(|| shared.store.clone());
+            endpoint.budget.get_or_init(|| shared.budget.clone());
             endpoint.end_leftovers().await?;
             shared.set_remote(endpoint);
         }

@@ -47,7 +47,11 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                     .to_owned()
             }),
         );
-        if !blind || !shared.may_work() || !shared.settings().config.sync.auto_sync_enabled {
+        if !blind
+            || shared.is_quiet()
+            || !shared.may_work()
+            || !shared.settings().config.sync.auto_sync_enabled
+        {
             continue;
         }
         match pull(&shared, pulls % SWEEP_EVERY == 0).await {

@@ -1,14 +1,23 @@
 //! Reconcile: compares the two databases whole, against base, and queues what differs.
 //!
-//! Both sides are read in the order of `_id`, in ranges that the local side's documents set (`min` and
-//! `max` on the `_id` index, so that all types of `_id` are covered and the server's order is nobody
-//! else's business). Memory is bounded by the range. Equal documents that no base knew become base
-//! without a write; what differs goes into outbox and inbox, and the worker decides it. So "missing"
-//! is never read as "deleted" without a base (R11). The first sync is the same thing with no base.
+//! The first sync is the same thing with no base. What asks for it is a flag in the store, with a
+//! reason; it is dropped once everything that differed is settled, so a crash or an outage on the way
+//! only means to go on. [`pass`] goes through a database by ranges, several at once, and keeps on disk
+//! which are done; [`settle`] puts what the [walk](crate::walk) finds into base, outbox and inbox, for the
+//! worker to decide; [`gone`] keeps deletions apart until their number is known. "Missing" is never read
+//! as "deleted" without a base (R11).
+//!
+//! Every document is read where events were missed for certain and at a first sync. Otherwise hashes are
+//! compared, and each night a part of the documents is read all the same (`pull.exact_nights`).
 
-mod vanished;
+mod cutter;
+mod gone;
+mod pass;
+mod range;
+mod settle;
 
-use std::collections::{HashMap, HashSet};
+pub(crate) use pass::{first_name, load};
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,23 +26,29 @@ use bson::doc;
 use chrono::Utc;
 
 use crate::command::{RunStatus, SyncRun, Trigger};
-use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
-use crate::key::{Id, Key};
 use crate::progress::Meter;
-use crate::raw::Writer;
 use crate::runs;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
-use crate::side::Endpoint;
-use crate::store::queue::{self, Change};
-use crate::store::{self, base};
+use crate::store::{self, queue};
 use crate::tail::reconcile_name;
 use crate::{adopt, loss};
 
-/// Documents of a range.
-const RANGE: usize = 1000;
+/// Why a database is compared that was never compared before.
+const FIRST_SYNC: &str = "first sync";
+
+/// Why a database is compared when its time has come.
+const SCHEDULED: &str = "scheduled";
+
+/// Why a database is compared because a person wants it: by hashes, or every document.
+const ASKED: &str = "asked for";
+/// See [`ASKED`].
+const ASKED_EXACTLY: &str = "asked for, exactly";
+
+/// A local server that is away for so long ends the wait for what has to be written to it.
+const LOCAL_AWAY: Duration = Duration::from_secs(15);
 
 /// Runs until the daemon ends: reconciles what asks for it, and everything now and then.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
@@ -45,7 +60,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
         }
         let degraded = shared.degraded.load(std::sync::atomic::Ordering::Relaxed);
-        if degraded || !shared.may_work() || !streams_ready(&shared) {
+        if degraded || shared.is_quiet() || !shared.may_work() || !streams_ready(&shared) {
             continue;
         }
         if adopt::is_under_way(&shared).await? && !shared.runs.is_owned() {
@@ -60,14 +75,14 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         }
         if due(&shared, every).await? {
             for db in &shared.settings().config.databases {
-                ask(&shared, db, "scheduled").await?;
+                ask(&shared, db, SCHEDULED).await?;
             }
         }
         let asked = asked(&shared).await?;
         if asked.is_empty() || shared.runs.is_owned() || shared.adopting.load(Ordering::Acquire) {
             continue;
         }
-        let first = asked.iter().any(|(_, why)| why == "first sync");
+        let first = asked.iter().any(|(_, why)| why == FIRST_SYNC);
         let trigger = if first {
             Trigger::Startup
         } else {
@@ -98,6 +113,30 @@ pub async fn ask(shared: &Shared, db: &str, why: &'static str) -> Result<(), Fai
             None => store::set_meta(c, &flag, why),
         });
     asked.await.map_err(store_failed)
+}
+
+/// Asks for a reconcile of every database because a person wants it; what is asked for then, and why.
+pub(crate) async fn ask_now(
+    shared: &Shared,
+    exact: bool,
+) -> Result<Vec<(String, String)>, Failure> {
+    for db in &shared.settings().config.databases {
+        let flag = reconcile_name(db);
+        let asking = shared
+            .store
+            .call(move |c| match store::get_meta::<String>(c, &flag)? {
+                Some(why) if !exact || reads_all(&why) => Ok(()),
+                _ => store::set_meta(c, &flag, if exact { ASKED_EXACTLY } else { ASKED }),
+            });
+        asking.await.map_err(store_failed)?;
+    }
+    asked(shared).await
+}
+
+/// Whether a comparison for that reason reads every document: where events were missed for certain, a
+/// hash is not enough.
+fn reads_all(why: &str) -> bool {
+    ![SCHEDULED, ASKED, "a halt was lifted", "collections changed"].contains(&why)
 }
 
 async fn asked(shared: &Shared) -> Result<Vec<(String, String)>, Failure> {
@@ -176,12 +215,13 @@ pub async fn settle_asked(shared: &Arc<Shared>) -> Result<(), Failure> {
 
 async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result<(), Failure> {
     let outcome = async {
-        let began = Utc::now().timestamp_millis() + shared.offset(Side::Remote);
-        let first = asked.iter().any(|(_, why)| why == "first sync");
+        let mut began = i64::MAX;
+        let first = asked.iter().any(|(_, why)| why == FIRST_SYNC);
         *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
+        crate::schema::before_data(shared).await?;
         for (db, why) in asked {
             tracing::info!(db, why, "comparing both databases");
-            compare(shared, db).await?;
+            began = began.min(pass::compare(shared, db, why).await?);
         }
         let seq = shared
             .store
@@ -198,25 +238,29 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
                     "DELETE FROM meta WHERE k = ? AND v = ?",
                     [&reconcile_name(db), why],
                 )?;
+                pass::forget(c, db)?;
+            }
+            if began < i64::MAX {
+                store::set_meta(c, "compared_from", began)?;
             }
             loss::forget_confirmed(c)?;
-            store::set_meta(c, "compared_from", began)?;
             store::set_meta(c, "last_reconcile", now)
         });
         cleared.await.map_err(store_failed)
     }
     .await;
     *lock(&shared.progress) = None;
-    *lock(&shared.touched) = None;
-    if outcome.is_ok() {
-        lock(&shared.comparing).clear();
-    }
-    outcome
+    outcome?;
+    // What is left has been decided as a first sync.
+    lock(&shared.first_sync).clear();
+    lock(&shared.comparing).clear();
+    pass::load(shared).await.map_err(store_failed)
 }
 
 /// Waits until nothing queued up to `seq` is ready any more; an outage ends the wait.
 pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(), Failure> {
     shared.wake.notify_one();
+    let mut local_seen = tokio::time::Instant::now();
     loop {
         let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
         let only = only.to_vec();
@@ -227,6 +271,11 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
             .map_err(store_failed)?;
         if left == 0 {
             return Ok(());
+        }
+        if shared.streams_open(Side::Local) {
+            local_seen = tokio::time::Instant::now();
+        } else if local_seen.elapsed() > LOCAL_AWAY {
+            return Err(Failure::timeout().of(Side::Local));
         }
         if shared.paused.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(Failure::paused());
@@ -284,206 +333,4 @@ pub async fn collections(
     }
     names.sort();
     Ok(names)
-}
-
-async fn compare(shared: &Arc<Shared>, db: &str) -> Result<(), Failure> {
-    let settings = shared.settings();
-    let mut names = collections(shared, &settings, Side::Local, db).await?;
-    let there = collections(shared, &settings, Side::Remote, db).await?;
-    loss::before_comparison(shared, &settings, db, [&names, &there]).await?;
-    names.extend(there);
-    names.sort();
-    names.dedup();
-    let mut numbers = Vec::new();
-    for name in &names {
-        let counted = shared.local.run_doc(db, doc! {"count": name}).await?;
-        let total = u64::try_from(counted.get_i32("n").unwrap_or(0)).unwrap_or(0);
-        let open = |m: &mut Meter| m.open(settings.display(db, name), total, 0, 0);
-        numbers.push(lock(&shared.progress).as_mut().map_or(0, open));
-    }
-    for (coll, number) in names.iter().zip(numbers) {
-        let ns = shared
-            .store
-            .namespace(db, coll)
-            .await
-            .map_err(store_failed)?;
-        if lock(&shared.halted).contains(&ns) {
-            continue;
-        }
-        let mut pass = Pass {
-            shared,
-            settings: &settings,
-            db,
-            coll,
-            ns,
-            seen: 0,
-            bytes: 0,
-            keys: Default::default(),
-        };
-        lock(&shared.comparing).insert(ns);
-        let mut from = None;
-        loop {
-            *lock(&shared.touched) = Some(Default::default());
-            let before = (pass.seen, pass.bytes);
-            let next = pass.range(from.as_ref()).await?;
-            if let Some(meter) = lock(&shared.progress).as_mut() {
-                meter.add(number, pass.seen - before.0, pass.bytes - before.1);
-            }
-            match next {
-                Some(id) => from = Some(id),
-                None => break,
-            }
-        }
-        if let Some(meter) = lock(&shared.progress).as_mut() {
-            meter.finish(number);
-        }
-        vanished::queue(shared, ns, pass.keys).await?;
-        lock(&shared.comparing).remove(&ns);
-    }
-    Ok(())
-}
-
-/// One collection being compared.
-struct Pass<'a> {
-    shared: &'a Arc<Shared>,
-    settings: &'a Settings,
-    db: &'a str,
-    coll: &'a str,
-    ns: u32,
-    /// Documents compared.
-    seen: u64,
-    /// Bytes of both sides' documents.
-    bytes: u64,
-    /// Their keys, as hashes: 8 bytes a document.
-    keys: HashSet<u64>,
-}
-
-type Pair = (Id, Option<Vec<u8>>, Option<Vec<u8>>);
-
-impl Pass<'_> {
-    /// Compares from one `_id` to the next bound, which it returns; `None` at the end.
-    async fn range(&mut self, from: Option<&Id>) -> Result<Option<Id>, Failure> {
-        let mut local: HashMap<Key, (Id, Vec<u8>)> = HashMap::new();
-        let mut bound = None;
-        let mut rows = self
-            .scan(&self.shared.local, from, None, Some(RANGE + 1))
-            .await?;
-        while let Some(d) = rows.next().await? {
-            let Some(id) = Id::of(d.as_bytes()) else {
-                continue;
-            };
-            if local.len() == RANGE {
-                bound = Some(id);
-                break;
-            }
-            local.insert(Key::new(self.ns, &id), (id, d.into_bytes()));
-        }
-        let remote = self.shared.endpoint(Side::Remote)?;
-        let rows = self.scan(&remote, from, bound.as_ref(), None).await;
-        self.shared.note(Side::Remote, &rows);
-        let mut rows = rows?;
-        let mut pairs: Vec<Pair> = Vec::new();
-        loop {
-            let next = rows.next().await;
-            self.shared.note(Side::Remote, &next);
-            let Some(d) = next? else { break };
-            let Some(id) = Id::of(d.as_bytes()) else {
-                continue;
-            };
-            let here = local.remove(&Key::new(self.ns, &id)).map(|(_, d)| d);
-            pairs.push((id, here, Some(d.into_bytes())));
-            if pairs.len() >= RANGE {
-                self.settle(std::mem::take(&mut pairs)).await?;
-                // The documents of the local range stay valid: a change since has its event.
-            }
-        }
-        pairs.extend(local.into_values().map(|(id, d)| (id, Some(d), None)));
-        self.settle(pairs).await?;
-        Ok(bound)
-    }
-
-    async fn scan(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        from: Option<&Id>,
-        to: Option<&Id>,
-        limit: Option<usize>,
-    ) -> Result<crate::side::Rows, Failure> {
-        let mut w = Writer::new();
-        w.str("find", self.coll)
-            .open("filter")
-            .close()
-            .open("hint")
-            .i32("_id", 1)
-            .close();
-        for (name, id) in [("min", from), ("max", to)] {
-            if let Some(id) = id {
-                w.open(name).value("_id", id.kind, &id.value).close();
-            }
-        }
-        if let Some(limit) = limit {
-            w.i32("limit", i32::try_from(limit).unwrap_or(i32::MAX));
-        }
-        w.open("readConcern").str("level", "majority").close();
-        endpoint.cursor(self.db, w.command()).await
-    }
-
-    /// Puts pairs into base or queue, in one transaction.
-    async fn settle(&mut self, pairs: Vec<Pair>) -> Result<(), Failure> {
-        if pairs.is_empty() {
-            return Ok(());
-        }
-        self.seen += pairs.len() as u64;
-        let bodies = pairs.iter().flat_map(|(_, l, r)| [l, r]).flatten();
-        self.bytes += bodies.map(|d| d.len() as u64).sum::<u64>();
-        let keys = pairs
-            .iter()
-            .map(|(id, _, _)| vanished::hash(&Key::new(self.ns, id)));
-        self.keys.extend(keys);
-        let ns = self.ns;
-        let fields = self.settings.sync_fields.clone();
-        let shared = self.shared.clone();
-        let any = self.shared.store.call(move |c| {
-            let mut changed = [Vec::new(), Vec::new()];
-            let now = Utc::now().timestamp_millis();
-            for (id, local, remote) in pairs {
-                let key = Key::new(ns, &id);
-                let local = local.as_deref().map(|d| strip(d, &fields));
-                let remote = remote.as_deref().map(|d| strip(d, &fields));
-                let base = base::get(c, &key)?;
-                if local == base.as_deref().map(std::borrow::Cow::Borrowed) && local == remote {
-                    continue;
-                }
-                let untouched = base.is_none()
-                    && !lock(&shared.busy).contains(&key)
-                    && lock(&shared.touched)
-                        .as_ref()
-                        .is_some_and(|t| !t.contains(&key))
-                    && queue::get_row(c, Side::Local, &key)?.is_none()
-                    && queue::get_row(c, Side::Remote, &key)?.is_none()
-                    && base::get_intent(c, &key)?.is_none();
-                if untouched && local == remote {
-                    base::put(c, &key, local.as_deref())?;
-                    continue;
-                }
-                let base = base.as_deref();
-                for (side, there) in [(Side::Local, &local), (Side::Remote, &remote)] {
-                    if there.as_deref() != base {
-                        changed[side as usize].push(Change {
-                            key: key.clone(),
-                            id: id.clone(),
-                            hint: there.is_none().then(|| queue::LOOK_GONE.to_vec()),
-                        });
-                    }
-                }
-            }
-            queue::enqueue(c, Side::Local, &changed[0], now)?;
-            queue::enqueue(c, Side::Remote, &changed[1], now)?;
-            Ok(!(changed[0].is_empty() && changed[1].is_empty()))
-        });
-        if any.await.map_err(store_failed)? {
-            self.shared.wake.notify_one();
-        }
-        Ok(())
-    }
 }

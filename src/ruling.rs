@@ -95,9 +95,7 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        if let Some(touched) = lock(&self.shared.touched).as_mut() {
-            touched.extend(self.keys.iter().cloned());
-        }
+        self.shared.touched.note(&self.keys);
         {
             let mut busy = lock(&self.shared.busy);
             for key in &self.keys {

@@ -145,6 +145,13 @@ impl Runs {
         lock(&self.current).as_ref().is_some_and(|c| c.owned)
     }
 
+    /// Whether the run at work is one that a person asked for.
+    pub fn is_manual(&self) -> bool {
+        lock(&self.current)
+            .as_ref()
+            .is_some_and(|c| c.run.trigger == Trigger::Manual)
+    }
+
     /// The last run that ended.
     pub fn last(&self) -> Option<SyncRun> {
         lock(&self.last).clone()

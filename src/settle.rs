@@ -294,15 +294,9 @@ pub(crate) async fn verdicts(
             rejected: refused,
         });
     }
-    let policy_name = |collection: &str| match settings.policy(collection) {
-        Policy::Manual => "keep_update",
-        Policy::NewestWins => "newest_wins",
-        Policy::LocalWins => "local_wins",
-        Policy::RemoteWins => "remote_wins",
-    };
-    let strategy = indexes
+    let policy = indexes
         .first()
-        .map_or("manual", |i| policy_name(&items[*i].ns.coll));
+        .map_or(Policy::Manual, |i| settings.policy(&items[*i].ns.coll));
     let retry = settings.config.retry.clone();
     let stamping = settings.config.sync.stamp_documents;
     let no_seq = shared.failpoints.mutated("clear_noseq");
@@ -321,7 +315,7 @@ pub(crate) async fn verdicts(
                 }
                 match &s.verdict {
                     Verdict::Done => {
-                        done(c, s, strategy, stamping, no_seq)?;
+                        done(c, s, policy, stamping, no_seq)?;
                         if s.planned.last && any_open {
                             conflicts::close_if_open(c, key)?;
                         }
@@ -370,7 +364,7 @@ pub(crate) async fn verdicts(
 fn done(
     c: &rusqlite::Connection,
     s: &Settled,
-    strategy: &str,
+    policy: Policy,
     stamping: bool,
     no_seq: bool,
 ) -> rusqlite::Result<()> {
@@ -379,6 +373,13 @@ fn done(
     base::put_encoded(c, key, s.base.as_deref())?;
     base::drop_intent(c, key)?;
     if let Some(found) = &s.overruled {
+        let strategy = match policy {
+            Policy::Manual if found.kind == Kind::DeleteUpdate => "keep_update",
+            // Without a person only a first sync goes by the clock.
+            Policy::Manual | Policy::NewestWins => "newest_wins",
+            Policy::LocalWins => "local_wins",
+            Policy::RemoteWins => "remote_wins",
+        };
         conflicts::settled_by_policy(c, found, strategy, p.write.new.as_deref())?;
     }
     if p.last {

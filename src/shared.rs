@@ -11,6 +11,7 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Budget;
 use crate::config::{Config, Policy};
 use crate::decide::Side;
 use crate::echo::Echoes;
@@ -26,6 +27,7 @@ use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
 use crate::store::base::Intent;
+use crate::touched::Touched;
 use crate::watermark::Watermark;
 
 /// Our own collections in the local database; never synced.
@@ -50,6 +52,8 @@ pub struct Shared {
     remote: RwLock<Option<Arc<Endpoint>>>,
     /// The way to the remote.
     pub link: Link,
+    /// What the link may carry now.
+    pub budget: Arc<Budget>,
     /// Wakes the worker.
     pub wake: Notify,
     /// Wakes the reconciler.
@@ -60,8 +64,12 @@ pub struct Shared {
     pub busy: Mutex<HashSet<Key>>,
     /// Insert events of our own that are still to come.
     pub echoes: Echoes,
-    /// Keys that were worked on since a reconcile's look began; `None` while none runs.
-    pub touched: Mutex<Option<HashSet<Key>>>,
+    /// Tells comparisons which documents were worked on while they looked.
+    pub touched: Touched,
+    /// Bytes of an average document by namespace, as last read.
+    pub sizes: Mutex<HashMap<u32, usize>>,
+    /// Namespaces whose first comparison is not over: nothing is known of them but what they hold.
+    pub first_sync: Mutex<HashSet<u32>>,
     /// Keys whose last write may still land (R4).
     late: Mutex<HashMap<Key, Instant>>,
     /// Batches at work.
@@ -102,6 +110,8 @@ pub struct Shared {
     pub rulings: Mutex<Vec<[u8; 12]>>,
     /// Held while records are written to the local database: they must arrive in order.
     pub flushing: tokio::sync::Mutex<()>,
+    /// What is known of indexes and options.
+    pub schema: crate::schema::State,
     /// How far each side is, and how far its changes were read.
     pub watermarks: Mutex<[Watermark; 2]>,
     /// For Prometheus.
@@ -214,18 +224,22 @@ impl Shared {
     ) -> Self {
         let configured = config.remote_uri.is_some();
         let metrics = Arc::new(Metrics::default());
+        let budget = Arc::new(Budget::new(config.link.clone()));
         Self {
             config: RwLock::new(Arc::new(Settings::new(config))),
             store,
             local,
             remote: RwLock::new(None),
             link: Link::new(configured, metrics.clone()),
+            budget,
             wake: Notify::new(),
             reconcile: Notify::new(),
             stamp: Notify::new(),
             busy: Mutex::default(),
             echoes: Echoes::default(),
-            touched: Mutex::default(),
+            touched: Touched::default(),
+            first_sync: Mutex::default(),
+            sizes: Mutex::default(),
             late: Mutex::default(),
             in_flight: AtomicUsize::new(0),
             streams: Mutex::default(),
@@ -246,6 +260,7 @@ impl Shared {
             left_out: Mutex::default(),
             rulings: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
+            schema: Default::default(),
             watermarks: Mutex::default(),
             metrics,
             failpoints: Failpoints::from_env(),
@@ -264,6 +279,7 @@ impl Shared {
 
     /// Takes a new configuration.
     pub fn set_config(&self, config: Config) {
+        self.budget.set(config.link.clone());
         *self.config.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(Settings::new(config));
     }
@@ -390,6 +406,11 @@ impl Shared {
     /// Whether the remote's change stream is followed, by configuration and by what the remote offers.
     pub fn follows(&self) -> bool {
         self.settings().config.pull.follow && !self.no_stream.load(Ordering::Relaxed)
+    }
+
+    /// Whether the hours are quiet, so that nothing moves unless a person asked for it.
+    pub fn is_quiet(&self) -> bool {
+        self.budget.closed_until().is_some() && !self.runs.is_manual()
     }
 
     /// Whether documents may be moved now.

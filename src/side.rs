@@ -12,6 +12,7 @@ use mongodb::{Client, ClientSession};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 
+use crate::budget::Budget;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
 use crate::key::{Id, Key};
@@ -47,6 +48,8 @@ pub struct Endpoint {
     sessions: Arc<Mutex<HashSet<String>>>,
     /// Where open transactions are on record.
     pub journal: OnceLock<Store>,
+    /// What may go over the link; without one, anything.
+    pub budget: OnceLock<Arc<Budget>>,
     /// Told when a heartbeat fails: sooner than any operation would notice.
     pub trouble: Arc<Notify>,
 }
@@ -61,8 +64,12 @@ impl Endpoint {
         let mut options = ClientOptions::parse(uri.expose_secret())
             .await
             .map_err(|e| match e.kind.as_ref() {
-                mongodb::error::ErrorKind::DnsResolve { .. } => Failure::offline(Reason::Dns),
-                mongodb::error::ErrorKind::InvalidTlsConfig { .. } => Failure::offline(Reason::Tls),
+                mongodb::error::ErrorKind::DnsResolve { .. } => {
+                    Failure::offline(Reason::Dns).of(side)
+                }
+                mongodb::error::ErrorKind::InvalidTlsConfig { .. } => {
+                    Failure::offline(Reason::Tls).of(side)
+                }
                 _ => Failure::fatal("the URI can't be used"),
             })?;
         options.app_name = Some("sangam".into());
@@ -105,13 +112,14 @@ impl Endpoint {
             last_heartbeat,
             sessions: Arc::default(),
             journal: OnceLock::new(),
+            budget: OnceLock::new(),
             trouble,
         })
     }
 
     /// A driver error, with the reason that the last heartbeat saw where the error has none.
     pub fn failure(&self, error: &mongodb::error::Error) -> Failure {
-        let mut failure = Failure::from(error);
+        let mut failure = Failure::from(error).of(self.side);
         if failure.class == Class::Offline(Reason::Timeout)
             && let Some(reason) = *self
                 .last_heartbeat
@@ -123,8 +131,16 @@ impl Endpoint {
         failure
     }
 
-    /// Runs a command. An unanswered one is given up after [`deadline`], its connection with it.
+    /// Runs a command, when the budget allows it. An unanswered one is given up after [`deadline`],
+    /// its connection with it.
     pub async fn run(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
+        if let Some(budget) = self.budget.get() {
+            budget.pay(command.as_bytes().len()).await;
+        }
+        self.run_now(db, command).await
+    }
+
+    async fn run_now(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
         let wait = deadline(command.as_bytes().len());
         let db = self.client.database(db);
         let mut task = tokio::spawn(async move { db.run_raw_command(command).await });
@@ -133,15 +149,22 @@ impl Endpoint {
             Ok(Err(_)) => Err(Failure::fatal("a driver call was cancelled")),
             Err(_) => {
                 task.abort();
-                Err(Failure::timeout())
+                Err(Failure::timeout().of(self.side))
             }
         }
     }
 
-    /// Runs a small command given as a document.
+    /// Most bytes of a command, at most `most`.
+    pub fn command_bytes(&self, most: usize) -> usize {
+        self.budget
+            .get()
+            .map_or(most, |budget| budget.command_bytes(most))
+    }
+
+    /// Runs a small command given as a document; it does not wait for the budget.
     pub async fn run_doc(&self, db: &str, command: Document) -> Result<Document, Failure> {
         let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("command"))?;
-        self.run(db, raw).await
+        self.run_now(db, raw).await
     }
 
     /// Runs a command that answers with a cursor; its documents as bytes.
@@ -150,11 +173,14 @@ impl Endpoint {
         db: &str,
         command: RawDocumentBuf,
     ) -> Result<Rows, Failure> {
+        if let Some(budget) = self.budget.get() {
+            budget.pay(command.as_bytes().len()).await;
+        }
         let db = self.client.database(db);
         let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
         let cursor = opening
             .await
-            .map_err(|_| Failure::timeout())?
+            .map_err(|_| Failure::timeout().of(self.side))?
             .map_err(|e| self.failure(&e))?;
         Ok(Rows {
             endpoint: self.clone(),
@@ -205,6 +231,31 @@ impl Endpoint {
             if let Some(id) = Id::of(doc.as_bytes()) {
                 found.insert(Key::new(ns, &id), doc.into_bytes());
             }
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// Which of these documents there are, majority committed.
+    pub async fn read_ids(
+        self: &Arc<Self>,
+        db: &str,
+        coll: &str,
+        ns: u32,
+        ids: impl Iterator<Item = &Id>,
+    ) -> Result<HashSet<Key>, Failure> {
+        let mut w = Writer::new();
+        w.str("find", coll).open("filter").open("_id");
+        w.open_array("$in");
+        for (i, id) in ids.enumerate() {
+            w.value(index_name(i), id.kind, &id.value);
+        }
+        w.close().close().close();
+        w.open("projection").i32("_id", 1).close();
+        w.open("readConcern").str("level", "majority").close();
+        let mut found = HashSet::new();
+        self.query(db, w.command(), |doc| {
+            found.extend(Id::of(doc.as_bytes()).map(|id| Key::new(ns, &id)));
         })
         .await?;
         Ok(found)
@@ -288,7 +339,7 @@ impl Endpoint {
         let set = reply.get_str("setName").ok().map(str::to_owned);
         // A mongos has no set name but answers `isdbgrid`.
         if set.is_none() && reply.get_str("msg").ok() != Some("isdbgrid") {
-            return Err(Failure::offline(Reason::NotAReplicaSet));
+            return Err(Failure::offline(Reason::NotAReplicaSet).of(self.side));
         }
         let now = chrono::Utc::now().timestamp_millis();
         let theirs = reply
@@ -350,9 +401,14 @@ impl Rows {
         use futures::TryStreamExt as _;
         // Batches are 16 MiB at most; on a slow link they take their time.
         let next = tokio::time::timeout(deadline(16 << 20), self.cursor.try_next());
-        next.await
-            .map_err(|_| Failure::timeout())?
-            .map_err(|e| self.endpoint.failure(&e))
+        let found = next
+            .await
+            .map_err(|_| Failure::timeout().of(self.endpoint.side))?
+            .map_err(|e| self.endpoint.failure(&e))?;
+        if let (Some(budget), Some(doc)) = (self.endpoint.budget.get(), &found) {
+            budget.pay(doc.as_bytes().len()).await;
+        }
+        Ok(found)
     }
 }
 

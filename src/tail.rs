@@ -195,6 +195,8 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     let watch = database
         .watch()
         .pipeline(pipeline(shared, &settings))
+        // Those of indexes and options, too.
+        .show_expanded_events(true)
         .max_await_time(AWAIT);
     let fresh = position.as_ref().err().copied();
     let watch = match position {
@@ -204,7 +206,7 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     };
     let stream = timeout(deadline(0), async { watch.await }).await;
     let stream = stream
-        .map_err(|_| Failure::timeout())?
+        .map_err(|_| Failure::timeout().of(side))?
         .map_err(|e| endpoint.failure(&e))?;
     let mut stream = stream.with_type::<RawDocumentBuf>();
     if fresh.is_some() {
@@ -270,7 +272,7 @@ async fn read(
                     () = tokio::time::sleep(GATHER), if !pending.is_empty() => {
                         commit(shared, side, db, std::mem::take(&mut pending)).await?;
                     }
-                    () = &mut overdue => return Err(Failure::timeout().into()),
+                    () = &mut overdue => return Err(Failure::timeout().of(side).into()),
                 }
             }
         }
@@ -341,6 +343,7 @@ async fn commit(
             Event::Halt { coll, what } => {
                 crate::halt::halt(shared, side, db, coll.as_deref(), &what).await?
             }
+            Event::Schema => shared.schema.wake.notify_one(),
             Event::Nothing => {}
         }
     }

@@ -91,7 +91,11 @@ async fn children(
         };
         match one(shared, child, &record, (who, None)).await {
             Ok(_) => done += 1,
-            Err(error @ (CommandError::Offline(_) | CommandError::Failed(_))) => return Err(error),
+            Err(
+                error @ (CommandError::Offline(_)
+                | CommandError::LocalAway(_)
+                | CommandError::Failed(_)),
+            ) => return Err(error),
             Err(error) => {
                 failed += 1;
                 why = format!("; the last one that could not be: {error}");
@@ -219,9 +223,8 @@ async fn one(
             )));
         }
         Ending::Pending(_) => {
-            return Err(CommandError::Offline(
-                "the local database does not answer; the undo is kept and carried out when it does"
-                    .into(),
+            return Err(CommandError::LocalAway(
+                "it does not answer; the undo is kept and carried out when it does".into(),
             ));
         }
     }

@@ -27,7 +27,7 @@ use crate::decide::Side;
 use crate::failure::Failure;
 use crate::key::{Id, Key};
 use crate::raw::Writer;
-use crate::shared::{Settings, Shared};
+use crate::shared::{Settings, Shared, lock};
 use crate::side::{Endpoint, Rows};
 
 /// Bytes of documents that one answer of a server shall hold: several cursors are open at once.
@@ -145,6 +145,10 @@ impl Place {
             documents: local.documents.max(remote.documents),
             average: local.average.max(remote.average).max(1),
         };
+        if place.size.documents > 0 {
+            let average = usize::try_from(place.size.average).unwrap_or(usize::MAX);
+            lock(&shared.sizes).entry(ns).or_insert(average);
+        }
         Ok(place)
     }
 

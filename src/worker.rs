@@ -55,6 +55,13 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
     let mut retry = Retry::new(&shared.settings().config.retry);
     let mut rest = Instant::now();
     loop {
+        let closed = shared.budget.closed_until().map(|until| {
+            format!(
+                "quiet hours: changes are noted, and move from {} on; `sangam sync` moves them now",
+                until.format("%H:%M")
+            )
+        });
+        shared.notice("quiet", closed);
         if !may_work(&shared) {
             let mut link = shared.link.subscribe();
             tokio::select! {
@@ -100,7 +107,8 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 
 fn may_work(shared: &Shared) -> bool {
     let automatic = shared.settings().config.sync.auto_sync_enabled || shared.runs.is_owned();
-    automatic && shared.may_work() && !shared.adopting.load(Ordering::Acquire)
+    let resting = shared.is_quiet() || shared.adopting.load(Ordering::Acquire);
+    automatic && shared.may_work() && !resting
 }
 
 /// What to do after a batch: `Some` is how long to claim nothing.

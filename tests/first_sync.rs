@@ -10,6 +10,7 @@ use common::kit::{
 use common::{Daemon, World, wait_until};
 use mongodb::bson::{DateTime, Document, doc};
 use sangam::compare::compare;
+use sangam::faultlink::Way;
 
 async fn fill(c: &Docs, ids: std::ops::Range<i32>, from: &str) {
     for first in ids.clone().step_by(2000) {
@@ -244,4 +245,105 @@ async fn interrupted_by_the_link_it_goes_on_when_that_is_back() {
     world.link.heal();
     large_is_equal(&world, &daemon).await;
     wait_content(&world.remote.collection::<Document>("c"), -1, None).await;
+}
+
+#[tokio::test]
+async fn under_manual_the_newer_stays_and_the_older_is_kept_on_record() {
+    let world = World::new("newer").await;
+    let (here, there) = both(&world, "c");
+    let at = |day: i64| DateTime::from_millis(1_700_000_000_000 + day * 86_400_000);
+    for (id, local, remote) in [(1, 2, 1), (2, 1, 2)] {
+        here.insert_one(doc! {"_id": id, "v": "local", "updatedAt": at(local)})
+            .await
+            .unwrap();
+        there
+            .insert_one(doc! {"_id": id, "v": "remote", "updatedAt": at(remote)})
+            .await
+            .unwrap();
+    }
+    // One without a date on one side: nobody knows which is newer.
+    here.insert_one(doc! {"_id": 3, "v": "local", "updatedAt": at(1)})
+        .await
+        .unwrap();
+    there
+        .insert_one(doc! {"_id": 3, "v": "remote"})
+        .await
+        .unwrap();
+    let daemon = world.start().await;
+    for c in [&here, &there] {
+        wait_content(c, 1, doc! {"_id": 1, "v": "local", "updatedAt": at(2)}).await;
+        wait_content(c, 2, doc! {"_id": 2, "v": "remote", "updatedAt": at(2)}).await;
+    }
+    let conflicts = conflicts_now(&world, &daemon).await;
+    assert_eq!(conflicts.len(), 3, "{conflicts:#?}");
+    for conflict in &conflicts {
+        let id = conflict.get_i32("localId").unwrap();
+        assert_eq!(conflict.get_str("kind").unwrap(), "insert_insert");
+        assert_eq!(conflict.get_bool("resolved").unwrap(), id != 3);
+        for (body, v) in [("localDocument", "local"), ("remoteDocument", "remote")] {
+            let body = conflict.get_document(body).unwrap();
+            assert_eq!(body.get_str("v").unwrap(), v, "{id}");
+        }
+        if id != 3 {
+            let strategy = conflict.get_str("resolutionStrategy").unwrap();
+            assert_eq!(strategy, "newest_wins");
+        }
+    }
+    // AND after the first sync the clock decides nothing any more
+    world.link.cut();
+    daemon.wait_status("isOnline", |v| *v == false).await;
+    for (c, v) in [(&here, "local"), (&there, "remote")] {
+        c.insert_one(doc! {"_id": 4, "v": v, "updatedAt": at(3)})
+            .await
+            .unwrap();
+    }
+    world.link.heal();
+    daemon.wait_status("isOnline", |v| *v == true).await;
+    daemon.wait_status("unresolvedConflicts", |n| *n == 2).await;
+}
+
+#[tokio::test]
+async fn killed_it_goes_on_where_it_was() {
+    // GIVEN 30,000 equal documents and a slow link
+    let world = World::new("resumed").await;
+    let (here, there) = both(&world, "c");
+    tokio::join!(
+        fill(&here, 0..30_000, "both"),
+        fill(&there, 0..30_000, "both")
+    );
+    world.link.throttle(Way::Down, 300_000);
+    let mut daemon = world.start().await;
+    let compared = async |daemon: &Daemon, least: u64| {
+        wait_until(PATIENT, "it compares", async || {
+            let status = daemon.status().await?;
+            let progress = &status["progress"];
+            match progress["documents"].as_u64() {
+                Some(n) if n >= least => Ok((n, progress.clone())),
+                _ => Err(status.to_string()),
+            }
+        })
+        .await
+    };
+    let (before, progress) = compared(&daemon, 12_000).await;
+    assert_eq!(progress["what"], "first_sync");
+    assert_eq!(progress["total"], 30_000);
+    let c = &progress["collections"][0];
+    assert_eq!((&c["collection"], &c["done"]), (&"c".into(), &false.into()));
+    assert!(progress["rate"].as_f64().unwrap() > 0.0, "{progress}");
+    assert!(progress["secondsLeft"].as_u64().is_some(), "{progress}");
+    assert!(progress["bytes"].as_u64().unwrap() > 500_000, "{progress}");
+    daemon.kill9();
+    // WHEN it starts again, though the applications went on writing
+    here.update_one(doc! {"_id": 5}, doc! {"$set": {"v": 1}})
+        .await
+        .unwrap();
+    there.delete_one(doc! {"_id": 100}).await.unwrap();
+    daemon.restart().await;
+    // THEN it has lost no more than the ranges at work
+    let (after, _) = compared(&daemon, 1).await;
+    assert!(after + 5000 > before, "{after} of {before} are left");
+    world.link.heal();
+    converged_without_conflict(&world, &daemon).await;
+    assert_eq!(count(&here).await, 29_999);
+    assert_eq!(there.count_documents(doc! {"v": 1}).await.unwrap(), 1);
 }

@@ -249,6 +249,22 @@ async fn r20_the_local_server_away_in_the_middle_is_waited_for() {
     set(&there, 1, doc! {"v": 1}).await;
     daemon.wait_status("pendingInbox", |n| *n == 2).await;
     assert!(daemon.exit_status().is_none());
+    // What can't be answered says whose fault it is.
+    let away = daemon.get("/api/sync/logs").await.unwrap();
+    let why = away.body["detail"].as_str().unwrap();
+    assert_eq!(away.status, 503, "{why}");
+    assert!(
+        why.contains("local database") && !why.contains("remote"),
+        "{why}"
+    );
+    let run = daemon.post("/api/sync/sync", serde_json::json!({})).await;
+    let run = run.unwrap();
+    let why = run.body["detail"].as_str().unwrap();
+    assert_eq!(run.status, 503, "{why}");
+    assert!(
+        why.contains("local database") && !why.contains("remote"),
+        "{why}"
+    );
     world.own_servers().local.restart().await.unwrap();
     // THEN what came meanwhile arrives
     wait_content(&here, 2, doc! {"_id": 2}).await;

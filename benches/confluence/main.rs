@@ -14,10 +14,20 @@ mod drain;
 mod meter;
 
 mod table;
+mod whole;
 
 use table::Table;
 
-const CASES: [&str; 6] = ["drain", "stamped", "far", "wire", "idle", "backlog"];
+const CASES: [&str; 8] = [
+    "drain",
+    "stamped",
+    "far",
+    "wire",
+    "idle",
+    "backlog",
+    "first",
+    "reconcile",
+];
 
 #[tokio::main]
 async fn main() {
@@ -57,6 +67,8 @@ async fn main() {
             "far" => drain::far(&mut table, scale).await,
             "wire" => cost::wire(&mut table, scale).await,
             "idle" => cost::idle(&mut table, scale).await,
+            "first" => whole::first(&mut table, scale).await,
+            "reconcile" => whole::reconcile(&mut table, scale).await,
             _ => cost::backlog(&mut table, scale).await,
         }
     }

@@ -198,6 +198,7 @@ impl Modify for Token {
         super::survey::verify, super::survey::last_verify, super::survey::repair, super::survey::plan,
         super::survey::adopt,
         super::settings::config, super::settings::set_config,
+        super::schema::report, super::schema::make,
         super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,
         super::conflicts::resolve_many, super::conflicts::auto_resolve
     ),

@@ -7,7 +7,7 @@ use super::{Item, Namespace, State};
 use crate::decide::Side;
 use crate::failure::Failure;
 use crate::key::{Id, Key};
-use crate::shared::Shared;
+use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 
 /// Most bytes of documents that one side contributes to a batch.
@@ -37,8 +37,8 @@ pub(super) async fn read(
             .filter(|(_, k)| **k)
             .map(|(id, _)| id.clone())
             .collect();
-        let local_read = read_some(&shared.local, &ns, &ids);
-        let remote_read = read_some(&remote, &ns, &there);
+        let local_read = read_some(shared, &shared.local, &ns, &ids);
+        let remote_read = read_some(shared, &remote, &ns, &there);
         let (local, remote) = tokio::join!(local_read, remote_read);
         if !there.is_empty() {
             shared.note(Side::Remote, &remote);
@@ -60,19 +60,23 @@ pub(super) async fn read(
     Ok(())
 }
 
-/// Reads the first documents of a list, as many as fit [`BYTES`]; the number that was asked for. A
-/// few are read first to learn how large they are.
+/// Reads the first documents of a list, as many as fit [`BYTES`]; the number that was asked for. Of a
+/// collection nobody has read yet, a few come first to learn how large they are.
 async fn read_some(
+    shared: &Shared,
     endpoint: &Arc<Endpoint>,
     ns: &Namespace,
     ids: &[Id],
 ) -> Result<(HashMap<Key, Vec<u8>>, usize), Failure> {
     const FIRST: usize = 16;
+    // Half of what would fit, since some are larger than others.
+    let size = lock(&shared.sizes).get(&ns.number).copied();
+    let first = size.map_or(FIRST, |size| (BYTES / 2 / size.max(1)).max(FIRST));
     let mut found = HashMap::with_capacity(ids.len());
     let (mut asked, mut bytes) = (0, 0);
     while asked < ids.len() && (asked == 0 || bytes < BYTES) {
         let fit = if asked == 0 {
-            FIRST
+            first
         } else {
             (BYTES - bytes) * asked / bytes.max(1)
         };
@@ -83,6 +87,9 @@ async fn read_some(
         asked += next.len();
         bytes += some.values().map(Vec::len).sum::<usize>();
         found.extend(some);
+    }
+    if !found.is_empty() {
+        lock(&shared.sizes).insert(ns.number, bytes / found.len());
     }
     Ok((found, asked))
 }

@@ -35,8 +35,13 @@ pub(super) async fn sync(
     Ok(show(&run, output))
 }
 
-pub(super) async fn reconcile(client: Client, output: Output) -> Result<ExitCode, Failure> {
-    let asked = client.post::<SyncRun>("/api/sync/reconcile", None);
+pub(super) async fn reconcile(
+    client: Client,
+    exact: bool,
+    output: Output,
+) -> Result<ExitCode, Failure> {
+    let body = json!({ "exact": exact });
+    let asked = client.post::<SyncRun>("/api/sync/reconcile", Some(body));
     let run = watch(Source::Daemon(&client), asked, output).await??;
     Ok(show(&run, output))
 }

@@ -11,9 +11,10 @@ use super::load::{ConfigError, Setting, Settings};
 use super::value::Value;
 use super::{
     ApiConfig, Config, FieldNames, LogConfig, LogFormat, NamedToken, OnDrop, Policy, ProbeConfig,
-    PullConfig, QueueConfig, RetryConfig, SyncConfig,
+    PullConfig, QueueConfig, RetryConfig, SchemaSync, SyncConfig,
 };
 use crate::api::Role;
+use crate::budget::{Hours, LinkConfig};
 use crate::rules::{FieldRule, FieldRules};
 
 /// From checked values to the configuration; what is left to check is what concerns two keys.
@@ -46,6 +47,11 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
         local_uri: local_uri.into(),
         remote_uri: some(remote_uri).map(Into::into),
         sync: read.sync(),
+        schema_sync: match read.text(&["schema", "sync"]).as_str() {
+            "report" => SchemaSync::Report,
+            "full" => SchemaSync::Full,
+            _ => SchemaSync::Indexes,
+        },
         unique_fields: read.lists_by_collection("unique_fields"),
         fields: FieldNames {
             updated_at: read.text(&["fields", "updated_at"]),
@@ -61,7 +67,9 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
             interval: read.duration(&["pull", "interval"]),
             follow: read.bool(&["pull", "follow"]),
             reconcile: read.duration(&["pull", "reconcile"]),
+            exact_nights: read.int(&["pull", "exact_nights"]),
         },
+        link: read.link()?,
         retry: RetryConfig {
             initial: read.duration(&["retry", "initial"]),
             max: read.duration(&["retry", "max"]),
@@ -256,6 +264,23 @@ impl Reader<'_> {
             Value::List(items) => items.clone(),
             other => unreachable!("{CHECKED}: {path:?} is {other:?}"),
         }
+    }
+
+    fn link(&self) -> Result<LinkConfig, ConfigError> {
+        for key in ["max_rate", "quiet_rate"] {
+            if (1..1024).contains(&self.size(&["link", key])) {
+                return Err(self.settings.error(
+                    &["link", key],
+                    "must be \"0\" or at least \"1KiB\": below that nothing would ever arrive",
+                ));
+            }
+        }
+        let hours = self.list(&["link", "quiet_hours"]);
+        Ok(LinkConfig {
+            max_rate: self.size(&["link", "max_rate"]),
+            quiet_hours: hours.iter().filter_map(|text| Hours::parse(text)).collect(),
+            quiet_rate: self.size(&["link", "quiet_rate"]),
+        })
     }
 
     /// `[section]` with a list for each collection.

@@ -102,6 +102,10 @@ pub(super) static KEYS: &[Key] = &[
         &["sync", "rules", "*", "*"],
         Kind::OneOf(crate::rules::NAMES),
     ),
+    key(
+        &["schema", "sync"],
+        Kind::OneOf(&["report", "indexes", "full"]),
+    ),
     key(&["unique_fields", "*"], Kind::Fields),
     key(&["fields", "updated_at"], Kind::Field),
     key(&["fields", "synced_at"], Kind::Field),
@@ -140,6 +144,10 @@ pub(super) static KEYS: &[Key] = &[
             zero: true,
         },
     ),
+    key(&["pull", "exact_nights"], Kind::Int { min: 0, max: 366 }),
+    key(&["link", "max_rate"], Kind::Size { min: 0 }),
+    key(&["link", "quiet_hours"], Kind::Hours),
+    key(&["link", "quiet_rate"], Kind::Size { min: 0 }),
     key(
         &["retry", "initial"],
         Kind::Duration {

@@ -18,6 +18,8 @@ pub(super) enum Kind {
     Databases,
     /// A list of globs.
     Globs,
+    /// A list of times of the day, `18:00-21:30`.
+    Hours,
     /// A list of field names.
     Fields,
     /// A field name.
@@ -161,7 +163,7 @@ pub(super) fn check(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
                 .map(Value::Int)
                 .ok_or_else(|| format!("must be {range}, but is {}", number.as_str()))
         }
-        Kind::Databases | Kind::Globs | Kind::Fields => {
+        Kind::Databases | Kind::Globs | Kind::Hours | Kind::Fields => {
             let items = strings(value, matches!(kind, Kind::Databases))
                 .ok_or_else(|| wrong_type("a list of texts such as [\"a\", \"b\"]"))?;
             list(kind, items)
@@ -211,7 +213,7 @@ pub(super) fn check_text(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::LogLevel => crate::log::check_level(text).map(|()| Value::Text(text.to_owned())),
         Kind::Listen => super::listen_address(text).map(|_| Value::Text(text.to_owned())),
         // Only reached for these kinds by a programming error: they have no variable or credential.
-        Kind::Globs | Kind::Fields | Kind::Bool | Kind::Int { .. } => {
+        Kind::Globs | Kind::Hours | Kind::Fields | Kind::Bool | Kind::Int { .. } => {
             Err("can't be given as text".into())
         }
     }
@@ -246,6 +248,13 @@ fn list(kind: Kind, items: Vec<String>) -> Result<Value, String> {
         match kind {
             Kind::Databases => database(item)?,
             Kind::Fields => field(item)?,
+            Kind::Hours => {
+                if crate::budget::Hours::parse(item).is_none() {
+                    return Err(format!(
+                        "must have times such as \"18:00-21:30\", but has {item:?}"
+                    ));
+                }
+            }
             _ => {
                 globset::Glob::new(item)
                     .map_err(|error| format!("has the bad pattern {item:?}: {}", error.kind()))?;

@@ -171,6 +171,31 @@ pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<Option<Vec<u8>>> {
     Ok(row.flatten())
 }
 
+/// The hash that [`hash`] makes of the base content of a key, without reading the content.
+pub fn get_hash(c: &Connection, key: &Key) -> rusqlite::Result<Option<u64>> {
+    let row = c
+        .prepare_cached("SELECT body FROM base WHERE key = ?")?
+        .query_row([key.as_bytes()], |r| {
+            let sum = r.get_ref(0)?.as_blob()?.get(1..9);
+            Ok(sum.and_then(|s| Some(u64::from_le_bytes(s.try_into().ok()?))))
+        })
+        .optional()?;
+    Ok(row.flatten())
+}
+
+/// What [`get_hash`] would tell of that content.
+pub fn hash(content: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(content)
+}
+
+/// Sets base where there is none; whether there was none.
+pub fn add_encoded(c: &Connection, key: &Key, encoded: &[u8]) -> rusqlite::Result<bool> {
+    let added = c
+        .prepare_cached("INSERT OR IGNORE INTO base(key, body) VALUES(?, ?)")?
+        .execute(params![key.as_bytes(), encoded])?;
+    Ok(added > 0)
+}
+
 /// Sets base; `None` removes it.
 pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>) -> rusqlite::Result<()> {
     put_encoded(c, key, content.map(encode).as_deref())

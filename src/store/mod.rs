@@ -10,10 +10,12 @@
 
 pub mod base;
 pub mod cases;
+pub mod definitions;
 pub mod differences;
 pub mod queue;
 pub mod records;
 mod schema;
+pub mod walks;
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;

@@ -49,13 +49,22 @@ INSERT INTO meta(k, v) VALUES('seq', 0);
 /// Tables that came later; made in any file that lacks them.
 /// cases: what `resolve` must know of an open conflict. local, remote: `_id` of the document on that
 /// side; fields: names, NUL-separated; seen: version of both documents when last shown to a person.
+/// walk: ranges of `_id` of comparisons under way; documents is NULL until a range is done.
+/// gone: documents that such a comparison found missing on a side (0 local, 1 remote).
+/// definitions: indexes and options of a collection; tree 0: as seen on the local side, 1: on the remote,
+/// 2: what both had.
 const LATER: &str = "
 CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
   seen INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS differences(key BLOB PRIMARY KEY, id BLOB NOT NULL, kind TEXT, repair TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS walk(ns INTEGER NOT NULL, n INTEGER NOT NULL, first BLOB, last BLOB, exact INTEGER NOT NULL,
+  wrapped INTEGER NOT NULL, documents INTEGER, known INTEGER NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY(ns, n)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS gone(key BLOB PRIMARY KEY, id BLOB NOT NULL, side INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS outbox_gone ON outbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX IF NOT EXISTS inbox_gone ON inbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
+CREATE TABLE IF NOT EXISTS definitions(ns INTEGER NOT NULL, tree INTEGER NOT NULL, body BLOB NOT NULL,
+  PRIMARY KEY(ns, tree)) WITHOUT ROWID;
 ";
 
 /// A file whose existence asks for a full check at the next start.

@@ -50,6 +50,8 @@ pub(super) enum Event {
         coll: Option<String>,
         what: String,
     },
+    /// Indexes or options changed.
+    Schema,
     Nothing,
 }
 
@@ -100,6 +102,12 @@ pub(super) fn parse(event: &RawDocument, settings: &Settings, db: &str) -> Event
             },
             None => Event::Nothing,
         },
+        "create" | "createIndexes" | "dropIndexes" | "modify" => {
+            match coll.filter(|c| settings.is_synced(db, c)) {
+                Some(_) => Event::Schema,
+                None => Event::Nothing,
+            }
+        }
         "dropDatabase" => Event::Halt {
             coll: None,
             what: "was dropped".into(),

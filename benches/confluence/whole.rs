@@ -1,0 +1,191 @@
+//! The two databases whole: the first sync of equal ones, going on after a kill, and reconcile.
+
+use std::time::{Duration, Instant};
+
+use mongodb::bson::{Document, RawDocumentBuf, doc};
+use mongodb::options::{ClientOptions, Compressor};
+use mongodb::{Client, Database};
+use sangam::faultlink::Way;
+
+use crate::bare;
+use crate::common::{Daemon, World, wait_until, yet};
+use crate::drain::first_sync;
+use crate::meter::{self, log_level};
+use crate::table::{Rate, Table, Target};
+
+const LONG: Duration = Duration::from_secs(1800);
+
+/// The same bookings on both sides.
+async fn both_filled(test: &str, count: usize) -> World {
+    let world = World::with_oplogs(test, 256).await;
+    for start in (0..count).step_by(bare::BATCH) {
+        let end = (start + bare::BATCH).min(count);
+        let docs: Vec<Document> = (start..end).map(bare::booking).collect();
+        let into = |db: &Database| db.collection::<Document>("bookings");
+        let (here, there) = (into(&world.local), into(&world.remote));
+        let (a, b) = tokio::join!(here.insert_many(&docs), there.insert_many(&docs));
+        a.expect("inserted here");
+        b.expect("inserted there");
+    }
+    world
+}
+
+/// A client that reaches the remote by the daemon's way, as the daemon does: compressed.
+async fn through_the_link(world: &World) -> Database {
+    let mut options = ClientOptions::parse(world.link.uri()).await.expect("a URI");
+    options.compressors = Some(vec![Compressor::Zstd { level: Some(3) }]);
+    let client = Client::with_options(options).expect("a client");
+    client.database(&world.name)
+}
+
+/// Reads everything with the driver and does nothing with it.
+async fn read_bare(db: &Database) -> Rate {
+    let began = Instant::now();
+    let all = db.collection::<RawDocumentBuf>("bookings");
+    let mut cursor = all
+        .find(doc! {})
+        .sort(doc! {"_id": 1})
+        .await
+        .expect("a cursor");
+    let mut documents = 0;
+    while cursor.advance().await.expect("a document") {
+        documents += 1;
+    }
+    Rate {
+        documents,
+        took: began.elapsed(),
+    }
+}
+
+fn crossed(world: &World) -> u64 {
+    world.link.bytes(Way::Up) + world.link.bytes(Way::Down)
+}
+
+/// Waits until the comparison has got so far; how far it is.
+async fn compared(daemon: &Daemon, least: u64) -> u64 {
+    wait_until(LONG, "it compares", async || {
+        let status = daemon.status().await?;
+        match status["progress"]["documents"].as_u64() {
+            Some(n) if n >= least => Ok(n),
+            n => Err(format!("{n:?}")),
+        }
+    })
+    .await
+}
+
+fn sum(a: Rate, b: Rate) -> Rate {
+    Rate {
+        documents: a.documents + b.documents,
+        took: a.took + b.took,
+    }
+}
+
+/// First sync of equal databases: against reading both bare, and killed half-way.
+pub(crate) async fn first(table: &mut Table, scale: f64) {
+    let count = (1_000_000.0 * scale) as usize;
+    let world = both_filled("first", count).await;
+    let case = format!("first sync of {count} equal documents");
+    let there = through_the_link(&world).await;
+    let before = [read_bare(&world.local).await, read_bare(&there).await];
+    let settings = world.settings().set("log.level", &log_level());
+    let (began, bytes) = (Instant::now(), crossed(&world));
+    let mut daemon = world.start_with(settings.clone()).await;
+    let pid = daemon.pid();
+    first_sync(&daemon).await;
+    let ours = Rate {
+        documents: count as u64,
+        took: began.elapsed(),
+    };
+    let bytes = crossed(&world) - bytes;
+    let (cpu, memory) = (meter::cpu(pid), meter::memory(pid).1);
+    daemon.kill9();
+    let after = [read_bare(&world.local).await, read_bare(&there).await];
+    let (local, remote) = (sum(before[0], after[0]), sum(before[1], after[1]));
+    table.note(
+        format!("{case}: bare reads of local, of remote, before and after"),
+        format!("{local}, {remote}"),
+    );
+    let slower = if local.took > remote.took {
+        local
+    } else {
+        remote
+    };
+    table.ratio(
+        format!("{case}, against the slower bare read"),
+        ours,
+        slower,
+        Target::AtLeast(0.5),
+    );
+    let both = Rate {
+        documents: local.documents,
+        took: local.took + remote.took,
+    };
+    table.ratio(
+        format!("{case}, against one bare read after the other"),
+        ours,
+        both,
+        Target::None,
+    );
+    let each = cpu.as_secs_f64() * 1e6 / count as f64;
+    table.note(
+        format!("{case}: CPU of the daemon"),
+        format!("{each:.1} µs a document"),
+    );
+    table.note(
+        format!("{case}: bytes over the link"),
+        format!("{:.0} B a document", bytes as f64 / count as f64),
+    );
+    table.figure(
+        format!("{case}: highest memory"),
+        memory,
+        "MB",
+        Target::Below(200.0),
+    );
+    // Killed half-way, with a state of its own.
+    let mut daemon = world.start_with(settings.label("killed")).await;
+    let done = compared(&daemon, count as u64 / 2).await;
+    daemon.kill9();
+    daemon.restart().await;
+    let from = compared(&daemon, 1).await;
+    first_sync(&daemon).await;
+    let share = |n: u64| n as f64 * 100.0 / count as f64;
+    table.figure(
+        format!("{case}, killed at {:.0} %: done anew", share(done)),
+        share(done.saturating_sub(from)),
+        "%",
+        Target::Below(5.0),
+    );
+}
+
+/// Reconcile of equal databases: by hash, and reading everything.
+pub(crate) async fn reconcile(table: &mut Table, scale: f64) {
+    let count = (1_000_000.0 * scale) as usize;
+    let world = both_filled("reconcile", count).await;
+    let settings = world.settings().set("log.level", &log_level());
+    let daemon = world.start_with(settings).await;
+    first_sync(&daemon).await;
+    for exact in [false, true] {
+        let (began, before) = (Instant::now(), crossed(&world));
+        wait_until(LONG, "a reconcile", async || {
+            let body = serde_json::json!({ "exact": exact });
+            let answer = yet(daemon.post("/api/sync/reconcile", body).await)?;
+            match answer.status {
+                200 => Ok(()),
+                status => Err(format!("{status}: {}", answer.body)),
+            }
+        })
+        .await;
+        let took = began.elapsed().as_secs_f64();
+        let bytes = crossed(&world) - before;
+        let how = if exact { "exact" } else { "by hash" };
+        let case = format!("reconcile of {count} equal documents, {how}");
+        table.note(format!("{case}: time"), format!("{took:.1} s"));
+        table.note(
+            format!("{case}: bytes over the link"),
+            format!("{:.0} kB", bytes as f64 / 1000.0),
+        );
+    }
+    let memory = meter::memory(daemon.pid()).1;
+    let case = format!("first sync and reconciles of {count}: highest memory");
+    table.figure(case, memory, "MB", Target::Below(200.0));
+}
