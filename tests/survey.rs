@@ -62,24 +62,32 @@ fn writers(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<()>) {
     (stop, task)
 }
 
-/// Does work on `c` while the daemon looks away from it: what differs then is nobody's event.
+/// Lets the daemon forget that these changes of `c` have happened.
 async fn behind_the_back(world: &World, daemon: &mut Daemon, work: impl AsyncFnOnce()) {
-    let settings = daemon.settings.clone();
-    daemon.settings = settings.clone().set("sync.exclude", "[\"c\"]");
-    daemon.restart().await;
-    work().await;
-    for (db, id) in [(&world.local, 1), (&world.remote, 2)] {
-        let marks = db.collection::<Document>("marks");
-        marks.insert_one(doc! {"_id": id}).await.unwrap();
-    }
-    for marks in [both(world, "marks").0, both(world, "marks").1] {
-        for id in 1..=2 {
-            wait_content(&marks, id, doc! {"_id": id}).await;
-        }
-    }
     dealt_with(daemon).await;
-    daemon.settings = settings;
+    daemon.post("/api/sync/pause", json!({})).await.unwrap();
+    work().await;
+    let (here, there) = both(world, "marks");
+    here.insert_one(doc! {"_id": 1}).await.unwrap();
+    there.insert_one(doc! {"_id": 2}).await.unwrap();
+    wait_until(PATIENT, "all of it is queued", async || {
+        let plan = plan(daemon, "collections=marks").await;
+        let creates = |side: &str| plan["total"][side]["creates"] == 1;
+        let both = creates("toRemote") && creates("toLocal");
+        both.then_some(()).ok_or_else(|| plan.to_string())
+    })
+    .await;
+    assert!(daemon.terminate().await.success());
+    let store = rusqlite::Connection::open(daemon.state_dir().join("sangam.db")).unwrap();
+    let ns = "SELECT n FROM namespaces WHERE coll = 'c'";
+    let ns: u32 = store.query_row(ns, [], |r| r.get(0)).unwrap();
+    for table in ["outbox", "inbox"] {
+        let sql = format!("DELETE FROM {table} WHERE substr(key, 1, 4) = ?");
+        store.execute(&sql, [ns.to_be_bytes()]).unwrap();
+    }
+    drop(store);
     daemon.restart().await;
+    daemon.post("/api/sync/resume", json!({})).await.unwrap();
     daemon.wait_status("isOnline", |v| *v == true).await;
 }
 
@@ -344,6 +352,9 @@ async fn r12_adopting_one_side_makes_the_other_equal_and_can_be_undone() {
             if local { 152 } else { 2 },
             "{records:#?}"
         );
+        daemon.settings = (daemon.settings.clone()).set("sync.auto_sync_enabled", "true");
+        daemon.restart().await;
+        daemon.wait_status("isOnline", |v| *v == true).await;
         let path = format!("/api/sync/conflicts/{}/undo", parent.to_hex());
         post(&daemon, &path, json!({})).await;
         let (id, other) = if local {
@@ -351,7 +362,6 @@ async fn r12_adopting_one_side_makes_the_other_equal_and_can_be_undone() {
         } else {
             ("only local", "local")
         };
-        dealt_with(&daemon).await;
         wait_doc(&there, id, "it is back", |_| true).await;
         wait_content(&there, 200, doc! {"_id": 200, "v": other}).await;
         world.wait_converged_within(PATIENT, &daemon).await;
