@@ -5,7 +5,9 @@
 //! a web page in the administrator's browser can't reach it by DNS rebinding. A request that changes
 //! something is refused when the browser says that another site's page made it.
 
+mod assets;
 mod conflicts;
+mod dashboard;
 mod guard;
 mod health;
 pub mod openapi;
@@ -17,6 +19,7 @@ mod survey;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::Json;
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -48,7 +51,7 @@ const MOST_ENTRIES: u32 = 1000;
 pub use guard::{Caller, Guard, Role};
 pub use serve::{Listener, serve};
 
-fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
+fn router(dispatcher: Dispatcher, guard: Guard, live: Arc<dashboard::Live>) -> Router {
     let guarded = Router::new()
         .route("/api/sync/sync", post(sync))
         .route("/api/sync/reconcile", post(reconcile))
@@ -79,6 +82,14 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
         .route("/api/sync/conflicts/{id}", get(conflicts::show))
         .route("/api/sync/conflicts/{id}/resolve", post(conflicts::resolve))
         .route("/api/sync/conflicts/{id}/undo", post(conflicts::undo))
+        .route("/api/sync/session", get(dashboard::session))
+        .route("/api/sync/overview", get(dashboard::overview))
+        .route("/api/sync/collections", get(dashboard::collections))
+        .route("/api/sync/history", get(dashboard::history))
+        .route(
+            "/api/sync/events",
+            get(dashboard::events).layer(Extension(live)),
+        )
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::document))
         .fallback(not_found)
@@ -91,7 +102,9 @@ fn router(dispatcher: Dispatcher, guard: Guard) -> Router {
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .method_not_allowed_fallback(wrong_method)
+        .merge(assets::router())
         .merge(guarded)
+        .layer(middleware::from_fn(assets::strict))
         .with_state(dispatcher)
 }
 

@@ -6,6 +6,7 @@
 mod ask;
 mod config;
 mod conflicts;
+mod doctor;
 mod plan;
 mod progress;
 mod resolve;
@@ -135,6 +136,8 @@ pub enum Command {
     },
     /// Prove both databases equal, or list what differs
     Verify(VerifyArgs),
+    /// Look at everything that Sangam stands on, and say what to do about what is wrong
+    Doctor,
     /// Show Sangam at work on two databases of its own
     Demo {
         /// End after the tour instead of staying up
@@ -430,6 +433,7 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Config {
             command: Some(ConfigCommand::Get { key }),
         } => config::get(&loaded, client, &key, output).await,
+        Command::Doctor => doctor::doctor(&loaded, client, output).await,
         Command::Demo { .. } => Err(Failure::new(
             "the demo is started by the program itself",
             None,

@@ -62,6 +62,8 @@ pub struct Config {
     pub control_file: Option<PathBuf>,
     /// HTTP API.
     pub api: ApiConfig,
+    /// Who is told what, and the heartbeat.
+    pub notify: NotifyConfig,
     /// Logging.
     pub log: LogConfig,
     /// Age at which `sync_logs` records expire.
@@ -218,6 +220,23 @@ pub struct NamedToken {
     pub token: SecretString,
     /// What it allows.
     pub role: crate::api::Role,
+}
+
+/// `[notify]`
+#[derive(Clone, Debug)]
+pub struct NotifyConfig {
+    /// Where events are posted as JSON.
+    pub webhook: Option<SecretString>,
+    /// A program with its arguments that gets each event as JSON on its standard input; empty: none.
+    pub command: Vec<String>,
+    /// How long the link must be away before that is told.
+    pub offline_after: Duration,
+    /// Shortest time between two events of one kind.
+    pub min_interval: Duration,
+    /// Asked for now and then, but only while all is well.
+    pub heartbeat: Option<SecretString>,
+    /// Time between two heartbeats.
+    pub heartbeat_interval: Duration,
 }
 
 /// `[log]`

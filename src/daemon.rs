@@ -22,8 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    adopt, disk, halt, identity, loss, probe, pull, reconcile, recorder, ruling, schema, stamp,
-    tail, watermark, worker,
+    adopt, disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, schema,
+    stamp, tail, tell, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -160,6 +160,8 @@ impl Daemon {
         task!("stamper", stamp::run(shared.clone()));
         task!("probe", probe::run(shared.clone()));
         task!("watch", watch(self.handle.clone()));
+        task!("history", history::run(shared.clone()));
+        task!("tell", tell::run(self.handle.clone()));
         task!("watermark", watermark::run(shared.clone()));
         task!("disk", disk::run(shared.clone()));
         if config.remote_uri.is_some() {

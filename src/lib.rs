@@ -23,9 +23,9 @@
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
-//! how things are: [`watermark`], [`vitals`], [`metrics`];
+//! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
-//! [`signals`], [`notify`], [`api`], [`client`], [`cli`];
+//! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
 pub mod adopt;
@@ -46,6 +46,7 @@ pub mod decide;
 pub mod demo;
 pub mod disk;
 pub mod dispatch;
+pub mod doctor;
 pub mod echo;
 pub mod exact;
 pub mod extent;
@@ -55,6 +56,7 @@ pub mod faultlink;
 pub mod guard;
 pub mod halt;
 pub mod handle;
+pub mod history;
 pub mod identity;
 pub mod key;
 pub mod lift;
@@ -65,7 +67,9 @@ pub mod many;
 pub mod metrics;
 pub mod mongod;
 pub mod notify;
+pub mod outgoing;
 pub mod overrides;
+pub mod overview;
 pub mod plan;
 pub mod probe;
 pub mod process;
@@ -89,6 +93,7 @@ pub mod signals;
 pub mod stamp;
 pub mod store;
 pub mod tail;
+pub mod tell;
 pub mod touched;
 pub mod trial;
 pub mod undo;

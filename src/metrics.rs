@@ -434,7 +434,7 @@ impl Metrics {
         self.set(
             "sangam_verify_differences",
             &[],
-            vitals.verify_differences as f64,
+            vitals.last_verify.map_or(0, |(_, n)| n) as f64,
         );
         let mut text = String::new();
         // Writing to a string can't fail.

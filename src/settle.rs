@@ -247,6 +247,7 @@ pub(crate) async fn verdicts(
                 };
                 let waited = row.as_ref().map_or(0, |r| now - r.at);
                 shared.metrics.moved(planned.side, bytes, waited);
+                lock(&shared.activity).insert(item.ns.shown.clone(), now);
                 overruled = planned
                     .clash
                     .as_ref()

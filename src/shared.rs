@@ -114,6 +114,8 @@ pub struct Shared {
     pub schema: crate::schema::State,
     /// How far each side is, and how far its changes were read.
     pub watermarks: Mutex<[Watermark; 2]>,
+    /// When documents of a collection were last moved (ms since 1970), since the last sample.
+    pub activity: Mutex<HashMap<String, i64>>,
     /// For Prometheus.
     pub metrics: Arc<Metrics>,
     /// Test-only crash points and mutations.
@@ -262,6 +264,7 @@ impl Shared {
             flushing: tokio::sync::Mutex::default(),
             schema: Default::default(),
             watermarks: Mutex::default(),
+            activity: Mutex::default(),
             metrics,
             failpoints: Failpoints::from_env(),
             cancel,

@@ -61,6 +61,16 @@ impl Endpoint {
         uri: &SecretString,
         timeout: Duration,
     ) -> Result<Self, Failure> {
+        Self::connect_as("sangam", side, uri, timeout).await
+    }
+
+    /// The same under another name, by which the server's operator tells programs apart.
+    pub async fn connect_as(
+        name: &str,
+        side: Side,
+        uri: &SecretString,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
         let mut options = ClientOptions::parse(uri.expose_secret())
             .await
             .map_err(|e| match e.kind.as_ref() {
@@ -72,7 +82,7 @@ impl Endpoint {
                 }
                 _ => Failure::fatal("the URI can't be used"),
             })?;
-        options.app_name = Some("sangam".into());
+        options.app_name = Some(name.into());
         options.server_selection_timeout = Some(timeout);
         options
             .connect_timeout

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use rusqlite::Connection;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::decide::Side;
 use crate::disk;
@@ -14,35 +14,21 @@ use crate::store::queue::{self, Counts};
 use crate::store::{self, StoreError};
 use crate::watermark;
 
-/// Under this name the outcome of the last verify is kept, as the JSON of [`Verified`].
+/// Names under which the last verify and the last proof are kept, each as JSON with the time `at`.
 const VERIFIED: &str = "verified";
+const PROOF: &str = "proof";
 
-/// The outcome of a verify.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verified {
-    /// When it ended, ms since 1970.
-    pub at: i64,
-    /// Documents that differed.
-    pub differences: u64,
-    /// When both sides were last found equal, ms since 1970.
-    pub equal_at: Option<i64>,
+/// What is kept of a verify, as far as it matters here.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Kept {
+    at: DateTime<Utc>,
+    /// Documents that differed and nothing explained.
+    #[serde(default)]
+    differences: u64,
 }
 
-/// Keeps the outcome of a verify that ended now, inside a call.
-pub fn put_verified(c: &Connection, differences: u64) -> rusqlite::Result<()> {
-    let now = Utc::now().timestamp_millis();
-    let before = get_verified(c)?.and_then(|v| v.equal_at);
-    let outcome = Verified {
-        at: now,
-        differences,
-        equal_at: if differences == 0 { Some(now) } else { before },
-    };
-    let text = serde_json::to_string(&outcome).unwrap_or_default();
-    store::set_meta(c, VERIFIED, text)
-}
-
-fn get_verified(c: &Connection) -> rusqlite::Result<Option<Verified>> {
-    let text = store::get_meta::<String>(c, VERIFIED)?;
+fn kept(c: &Connection, name: &str) -> rusqlite::Result<Option<Kept>> {
+    let text = store::get_meta::<String>(c, name)?;
     Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }
 
@@ -86,8 +72,8 @@ pub struct Vitals {
     pub compared: Option<i64>,
     /// When both sides were last proven equal, ms since 1970.
     pub verified: Option<i64>,
-    /// Documents that differed at the last verify.
-    pub verify_differences: u64,
+    /// When the last verify ended (ms since 1970), and how many documents differed.
+    pub last_verify: Option<(i64, u64)>,
 }
 
 impl Vitals {
@@ -113,7 +99,7 @@ impl Vitals {
 
 /// Takes the figures.
 pub async fn take(shared: &Shared) -> Result<Vitals, StoreError> {
-    let (outbox, inbox, conflicts, compared, verified) = shared
+    let (outbox, inbox, conflicts, compared, verifies) = shared
         .store
         .call(|c| {
             let mut kinds = BTreeMap::new();
@@ -132,10 +118,11 @@ pub async fn take(shared: &Shared) -> Result<Vitals, StoreError> {
                 queue::counts(c, Side::Remote)?,
                 kinds,
                 store::get_meta::<i64>(c, "last_reconcile")?,
-                get_verified(c)?,
+                (kept(c, PROOF)?, kept(c, VERIFIED)?),
             ))
         })
         .await?;
+    let (proof, verified) = verifies;
     let limits = shared.settings().config.queue.clone();
     let mark = |side, queue: &Counts| mark(shared, side, queue.oldest);
     Ok(Vitals {
@@ -151,8 +138,8 @@ pub async fn take(shared: &Shared) -> Result<Vitals, StoreError> {
         free_disk: disk::free_bytes(shared.store.dir()),
         disk_reserve: limits.min_free_disk,
         compared,
-        verified: verified.and_then(|v| v.equal_at),
-        verify_differences: verified.map_or(0, |v| v.differences),
+        verified: proof.map(|k| k.at.timestamp_millis()),
+        last_verify: verified.map(|k| (k.at.timestamp_millis(), k.differences)),
     })
 }
 

@@ -394,6 +394,11 @@ async fn the_description_covers_every_route() {
         ("/healthz", vec!["get"]),
         ("/readyz", vec!["get"]),
         ("/metrics", vec!["get"]),
+        ("/api/sync/session", vec!["get"]),
+        ("/api/sync/overview", vec!["get"]),
+        ("/api/sync/collections", vec!["get"]),
+        ("/api/sync/history", vec!["get"]),
+        ("/api/sync/events", vec!["get"]),
     ] {
         for method in methods {
             assert!(api["paths"][path][method].is_object(), "{method} {path}");

@@ -197,6 +197,8 @@ impl Modify for Token {
         super::logs, super::queue, super::health::healthz, super::health::readyz, super::health::metrics,
         super::survey::verify, super::survey::last_verify, super::survey::repair, super::survey::plan,
         super::survey::adopt,
+        super::dashboard::session, super::dashboard::overview, super::dashboard::collections,
+        super::dashboard::history, super::dashboard::events,
         super::settings::config, super::settings::set_config,
         super::schema::report, super::schema::make,
         super::conflicts::list, super::conflicts::show, super::conflicts::resolve, super::conflicts::undo,

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ServerConfig, crypto};
 use tokio_util::sync::CancellationToken;
 
+use super::dashboard::Live;
 use super::guard::{Caller, Role};
 use super::{Guard, READ_TIMEOUT, router};
 use crate::dispatch::Dispatcher;
@@ -139,9 +140,11 @@ pub async fn serve(
     guard: Guard,
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = router(dispatcher, guard);
+    let live = Live::new(cancel.clone());
+    let router = router(dispatcher.clone(), guard, Arc::clone(&live));
     let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     let mut connections = JoinSet::new();
+    connections.spawn(live.run(dispatcher));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             break;

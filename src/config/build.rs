@@ -10,8 +10,8 @@ use secrecy::SecretString;
 use super::load::{ConfigError, Setting, Settings};
 use super::value::Value;
 use super::{
-    ApiConfig, Config, FieldNames, LogConfig, LogFormat, NamedToken, OnDrop, Policy, ProbeConfig,
-    PullConfig, QueueConfig, RetryConfig, SchemaSync, SyncConfig,
+    ApiConfig, Config, FieldNames, LogConfig, LogFormat, NamedToken, NotifyConfig, OnDrop, Policy,
+    ProbeConfig, PullConfig, QueueConfig, RetryConfig, SchemaSync, SyncConfig,
 };
 use crate::api::Role;
 use crate::budget::{Hours, LinkConfig};
@@ -86,6 +86,14 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
             socket: some(read.text(&["api", "socket"]))
                 .map(|name| PathBuf::from(read.text(&["state_dir"])).join(name)),
             tls: read.tls()?,
+        },
+        notify: NotifyConfig {
+            webhook: some(read.text(&["notify", "webhook"])).map(Into::into),
+            command: read.list(&["notify", "command"]),
+            offline_after: read.duration(&["notify", "offline_after"]),
+            min_interval: read.duration(&["notify", "min_interval"]),
+            heartbeat: some(read.text(&["notify", "heartbeat"])).map(Into::into),
+            heartbeat_interval: read.duration(&["notify", "heartbeat_interval"]),
         },
         log: LogConfig {
             format: match read.text(&["log", "format"]).as_str() {

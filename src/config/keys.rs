@@ -189,6 +189,41 @@ pub(super) static KEYS: &[Key] = &[
     key(&["api", "socket"], Kind::Text { empty: true }),
     key(&["api", "tls_cert"], Kind::Text { empty: true }),
     key(&["api", "tls_key"], Kind::Text { empty: true }),
+    Key {
+        secret: true,
+        credential: Some("notify_webhook"),
+        ..key(&["notify", "webhook"], Kind::WebAddress)
+    },
+    key(&["notify", "command"], Kind::Words),
+    key(
+        &["notify", "offline_after"],
+        Kind::Duration {
+            min: SECOND,
+            max: Duration::from_secs(366 * 86_400),
+            zero: false,
+        },
+    ),
+    key(
+        &["notify", "min_interval"],
+        Kind::Duration {
+            min: SECOND,
+            max: Duration::from_secs(31 * 86_400),
+            zero: true,
+        },
+    ),
+    Key {
+        secret: true,
+        credential: Some("notify_heartbeat"),
+        ..key(&["notify", "heartbeat"], Kind::WebAddress)
+    },
+    key(
+        &["notify", "heartbeat_interval"],
+        Kind::Duration {
+            min: SECOND,
+            max: DAY,
+            zero: false,
+        },
+    ),
     key(
         &["log", "format"],
         Kind::OneOf(&["text", "json", "journald"]),

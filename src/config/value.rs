@@ -44,6 +44,10 @@ pub(super) enum Kind {
     LogLevel,
     /// `ADDRESS:PORT`, or empty.
     Listen,
+    /// `http://` or `https://`, or empty.
+    WebAddress,
+    /// A program and its arguments; may be empty.
+    Words,
 }
 
 /// A value that has passed its key's check.
@@ -163,6 +167,9 @@ pub(super) fn check(kind: Kind, value: &DeValue<'_>) -> Result<Value, String> {
                 .map(Value::Int)
                 .ok_or_else(|| format!("must be {range}, but is {}", number.as_str()))
         }
+        Kind::Words => strings(value, false)
+            .map(Value::List)
+            .ok_or_else(|| wrong_type("a list of texts such as [\"/usr/bin/tell\", \"-v\"]")),
         Kind::Databases | Kind::Globs | Kind::Hours | Kind::Fields => {
             let items = strings(value, matches!(kind, Kind::Databases))
                 .ok_or_else(|| wrong_type("a list of texts such as [\"a\", \"b\"]"))?;
@@ -212,8 +219,14 @@ pub(super) fn check_text(kind: Kind, text: &str) -> Result<Value, String> {
         )),
         Kind::LogLevel => crate::log::check_level(text).map(|()| Value::Text(text.to_owned())),
         Kind::Listen => super::listen_address(text).map(|_| Value::Text(text.to_owned())),
+        Kind::WebAddress if text.is_empty() || crate::outgoing::is_address(text) => as_text(),
+        // Without the text: what comes after the host is a secret, as a rule.
+        Kind::WebAddress => Err(
+            "must be an address that begins with https:// or http://, without user and password"
+                .into(),
+        ),
         // Only reached for these kinds by a programming error: they have no variable or credential.
-        Kind::Globs | Kind::Hours | Kind::Fields | Kind::Bool | Kind::Int { .. } => {
+        Kind::Globs | Kind::Hours | Kind::Fields | Kind::Words | Kind::Bool | Kind::Int { .. } => {
             Err("can't be given as text".into())
         }
     }

@@ -457,6 +457,22 @@ pub fn ready_up_to(c: &Connection, seq: i64, only: &[u32], never: &[u32]) -> rus
     Ok(total)
 }
 
+/// Rows of one namespace in both queues.
+pub fn count_of(c: &Connection, ns: u32) -> rusqlite::Result<u64> {
+    let mut total = 0;
+    for table in ["outbox", "inbox"] {
+        // A key begins with its namespace, in the order of the numbers.
+        total += c
+            .prepare_cached(&format!(
+                "SELECT count(*) FROM {table} WHERE key >= ? AND key < ?"
+            ))?
+            .query_row([ns.to_be_bytes(), (ns + 1).to_be_bytes()], |r| {
+                r.get::<_, u64>(0)
+            })?;
+    }
+    Ok(total)
+}
+
 /// One listed row: side of the change, key, `_id`, first seen, state, reason.
 pub type Listed = (Side, Key, Id, i64, Option<String>, Option<String>);
 

@@ -111,6 +111,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     }
     check(&mut conn, suspect_mark(path).exists())?;
     conn.execute_batch(LATER)?;
+    conn.execute_batch(crate::history::TABLES)?;
     Ok(conn)
 }
 
