@@ -5,6 +5,7 @@
 //! refuses is looked at again, with both sides read.
 
 mod read;
+mod transaction;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -37,6 +38,8 @@ pub(crate) struct Item {
     pub(crate) remote: Option<Vec<u8>>,
     /// Whether `remote` was read, rather than believed to be base.
     remote_known: bool,
+    /// Tries to send it together with the rest of its transaction.
+    together: u8,
     pub(crate) state: State,
 }
 
@@ -150,6 +153,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
             local: None,
             remote: None,
             remote_known: false,
+            together: 0,
             state: State::Look,
         });
     }
@@ -199,6 +203,24 @@ async fn decide_all(
         } else {
             base
         };
+        let base = match item.work.left {
+            // Nobody's deletion (R15): left alone, unless the other side has changed since; then it is new here.
+            Some(Side::Local) if local.is_none() && remote == base => {
+                settlements.push(Settlement::left(&item.work));
+                item.state = State::Done;
+                continue;
+            }
+            Some(Side::Remote)
+                if item.remote_known && remote.is_none() && local.as_deref() == base =>
+            {
+                settlements.push(Settlement::left(&item.work));
+                item.state = State::Done;
+                continue;
+            }
+            Some(Side::Local) if local.is_none() => None,
+            Some(Side::Remote) if item.remote_known && remote.is_none() => None,
+            _ => base,
+        };
         let view = View {
             local: local.as_deref(),
             base,
@@ -221,7 +243,8 @@ async fn decide_all(
         }
         match decision {
             Decision::Agree => {
-                let base = (local.as_deref() != base).then(|| local.as_deref().map(<[u8]>::to_vec));
+                let base = (local.as_deref() != item.work.base.as_deref())
+                    .then(|| local.as_deref().map(<[u8]>::to_vec));
                 let unstamped = item
                     .local
                     .as_deref()
@@ -273,6 +296,7 @@ fn settle_intent(
             intent.base_after = actual.map(Cow::into_owned);
         }
         item.work.base = intent.base_after.clone();
+        item.work.left = None;
         settlements.push(Settlement::Landed {
             work: item.work.claim_only(),
             intent,
@@ -399,6 +423,7 @@ async fn write_all(
     }
     settle::put_intents(shared, settings, &planned).await?;
     shared.failpoints.crash("before_write");
+    let (planned, mut failed) = transaction::send(shared, settings, items, planned).await?;
     let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();
     for p in planned {
         groups
@@ -406,7 +431,6 @@ async fn write_all(
             .or_default()
             .push(p);
     }
-    let mut failed = None;
     for ((side, _), group) in groups {
         let ns = items[group[0].item].ns.clone();
         let endpoint = shared.endpoint(side)?;

@@ -4,6 +4,7 @@
 //! errors and logs go to standard error. Colours only on a terminal, and never with NO_COLOR.
 
 mod ask;
+mod bundle;
 mod config;
 mod conflicts;
 mod doctor;
@@ -138,6 +139,15 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Look at everything that Sangam stands on, and say what to do about what is wrong
     Doctor,
+    /// Pack what somebody who helps needs to see; passwords and values of documents are taken out
+    SupportBundle {
+        /// Where to write it [default: sangam-support-TIME.tar.gz]
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        /// The daemon's log, where it is not in the systemd journal
+        #[arg(long, value_name = "FILE")]
+        log: Option<PathBuf>,
+    },
     /// Show Sangam at work on two databases of its own
     Demo {
         /// End after the tour instead of staying up
@@ -434,6 +444,9 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
             command: Some(ConfigCommand::Get { key }),
         } => config::get(&loaded, client, &key, output).await,
         Command::Doctor => doctor::doctor(&loaded, client, output).await,
+        Command::SupportBundle { to, log } => {
+            bundle::bundle(&loaded, client, (to, log), output).await
+        }
         Command::Demo { .. } => Err(Failure::new(
             "the demo is started by the program itself",
             None,

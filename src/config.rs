@@ -320,6 +320,20 @@ impl Loaded {
         self.settings.file.as_deref()
     }
 
+    /// Every secret that is set, to be kept out of what leaves this machine.
+    pub fn secrets(&self) -> Vec<SecretString> {
+        let written = self
+            .settings
+            .values
+            .values()
+            .filter_map(|s| match &s.value {
+                Value::Text(text) if s.key.secret && !text.is_empty() => Some(text.clone().into()),
+                _ => None,
+            });
+        // The one from the file of `token_file` is in no setting.
+        written.chain(self.config.api.token.clone()).collect()
+    }
+
     /// Every key with its value and origin, in the order of the example file; secrets redacted.
     pub fn entries(&self) -> Vec<ConfigEntry> {
         KEYS.iter()

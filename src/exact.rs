@@ -5,7 +5,7 @@ use mongodb::ClientSession;
 
 use crate::content;
 use crate::failure::{Class, Failure};
-use crate::guard::{self, Stamp, Verdict, Write};
+use crate::guard::{self, Form, Stamp, Verdict, Write};
 use crate::raw::Writer;
 use crate::side::{Endpoint, deadline};
 
@@ -29,15 +29,57 @@ pub async fn write_together(
     sync_fields: &[String],
     stamp: Option<Stamp<'_>>,
 ) -> (Verdict, Option<Failure>) {
+    let bytes = writes.iter().map(|(_, w)| size(w)).sum();
+    carry_out(endpoint, Writes::Exact(writes), bytes, (sync_fields, stamp)).await
+}
+
+/// Writes to one collection each, in the forms of [`guard::form`].
+pub type ByCollection<'a> = [((&'a str, &'a str), Vec<(&'a Write, &'a Form)>)];
+
+/// Carries out guarded writes to several collections in one transaction, or none. The verdict is that of
+/// the whole; none of the forms may be `Exact`.
+pub async fn write_guarded(
+    endpoint: &Endpoint,
+    writes: &ByCollection<'_>,
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) -> (Verdict, Option<Failure>) {
+    let all = writes.iter().flat_map(|(_, writes)| writes);
+    let bytes = all.map(|(w, _)| size(w)).sum();
+    carry_out(
+        endpoint,
+        Writes::Guarded(writes),
+        bytes,
+        (sync_fields, stamp),
+    )
+    .await
+}
+
+fn size(write: &Write) -> usize {
+    let len = |d: &Option<Vec<u8>>| d.as_ref().map_or(0, Vec::len);
+    len(&write.expect) + len(&write.new)
+}
+
+/// What a transaction does.
+#[derive(Clone, Copy)]
+enum Writes<'a> {
+    /// Reads, compares bytes, removes and puts back.
+    Exact(&'a [((&'a str, &'a str), &'a Write)]),
+    /// Guarded statements.
+    Guarded(&'a ByCollection<'a>),
+}
+
+/// The sync fields: all their names, and what goes with a content.
+type Fields<'a> = (&'a [String], Option<Stamp<'a>>);
+
+async fn carry_out(
+    endpoint: &Endpoint,
+    writes: Writes<'_>,
+    bytes: usize,
+    fields: Fields<'_>,
+) -> (Verdict, Option<Failure>) {
     // A transaction reads and writes each document whole; the server itself ends it after a minute.
-    let bytes = writes
-        .iter()
-        .map(|(_, w)| w.expect.as_ref().map_or(0, Vec::len) + w.new.as_ref().map_or(0, Vec::len))
-        .sum();
-    let attempt = tokio::time::timeout(
-        deadline(bytes) * 2,
-        attempt(endpoint, writes, sync_fields, stamp),
-    );
+    let attempt = tokio::time::timeout(deadline(bytes) * 2, attempt(endpoint, writes, fields));
     let Ok(outcome) = attempt.await else {
         return (Verdict::Unknown { late: true }, Some(Failure::timeout()));
     };
@@ -60,14 +102,13 @@ pub async fn write_together(
 /// The failure tells whether the commit was under way.
 async fn attempt(
     endpoint: &Endpoint,
-    writes: &[((&str, &str), &Write)],
-    sync_fields: &[String],
-    stamp: Option<Stamp<'_>>,
+    writes: Writes<'_>,
+    fields: Fields<'_>,
 ) -> Result<Verdict, (Failure, bool)> {
     let before = |f: Failure| (f, false);
     endpoint.end_leftovers().await.map_err(before)?;
     let mut open = endpoint.session().await.map_err(before)?;
-    let outcome = transact(endpoint, &mut open.session, writes, sync_fields, stamp).await;
+    let outcome = transact(endpoint, &mut open.session, writes, fields).await;
     // Unanswered, it may still be open: the record stays until `end_leftovers`.
     let over = outcome.as_ref().err().is_none_or(|(f, _)| f.answered);
     if over {
@@ -79,9 +120,8 @@ async fn attempt(
 async fn transact(
     endpoint: &Endpoint,
     session: &mut ClientSession,
-    writes: &[((&str, &str), &Write)],
-    sync_fields: &[String],
-    stamp: Option<Stamp<'_>>,
+    writes: Writes<'_>,
+    (sync_fields, stamp): Fields<'_>,
 ) -> Result<Verdict, (Failure, bool)> {
     let before = |f: Failure| (f, false);
     session
@@ -90,7 +130,11 @@ async fn transact(
         .read_concern(mongodb::options::ReadConcern::snapshot())
         .await
         .map_err(|e| before(endpoint.failure(&e)))?;
-    match statements(endpoint, session, writes, sync_fields, stamp).await {
+    let outcome = match writes {
+        Writes::Exact(writes) => statements(endpoint, session, writes, sync_fields, stamp).await,
+        Writes::Guarded(writes) => guarded(endpoint, session, writes, (sync_fields, stamp)).await,
+    };
+    match outcome {
         Ok(Verdict::Done) => {}
         Ok(verdict) => {
             abort(session).await;
@@ -194,6 +238,27 @@ async fn statements(
     Ok(Verdict::Done)
 }
 
+async fn guarded(
+    endpoint: &Endpoint,
+    session: &mut ClientSession,
+    writes: &ByCollection<'_>,
+    (sync_fields, stamp): Fields<'_>,
+) -> Result<Verdict, Failure> {
+    for ((db, coll), writes) in writes {
+        for (kind, w, count) in guard::commands(coll, writes, sync_fields, stamp) {
+            let (verdict, n) = reply(endpoint, session, db, w).await?;
+            if let Some(verdict) = verdict {
+                return Ok(verdict);
+            }
+            // A deletion that found nothing as expected is no error (R8).
+            if kind == guard::Kind::Delete && usize::try_from(n).unwrap_or(0) < count {
+                return Ok(Verdict::Modified);
+            }
+        }
+    }
+    Ok(Verdict::Done)
+}
+
 /// Runs a write in the transaction; a write error comes back as its verdict.
 async fn run(
     endpoint: &Endpoint,
@@ -201,6 +266,16 @@ async fn run(
     db: &str,
     w: Writer,
 ) -> Result<Option<Verdict>, Failure> {
+    Ok(reply(endpoint, session, db, w).await?.0)
+}
+
+/// The same, with the number of documents written.
+async fn reply(
+    endpoint: &Endpoint,
+    session: &mut ClientSession,
+    db: &str,
+    w: Writer,
+) -> Result<(Option<Verdict>, i32), Failure> {
     let reply = endpoint
         .client
         .database(db)
@@ -214,5 +289,6 @@ async fn run(
         .and_then(|a| a.first())
         .and_then(|e| e.as_document())
         .cloned();
-    Ok(error.map(|e| guard::verdict_of(&e)))
+    let n = reply.get_i32("n").unwrap_or(0);
+    Ok((error.map(|e| guard::verdict_of(&e)), n))
 }

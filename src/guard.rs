@@ -223,13 +223,22 @@ pub async fn write(
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Delete,
     Update,
     Insert,
 }
 
 impl Kind {
+    /// The command and its list.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Delete => ("delete", "deletes"),
+            Self::Update => ("update", "updates"),
+            Self::Insert => ("insert", "documents"),
+        }
+    }
+
     fn of(form: &Form) -> Option<Self> {
         Some(match form {
             Form::Insert => Self::Insert,
@@ -240,6 +249,33 @@ impl Kind {
     }
 }
 
+/// The commands of writes to one collection within a transaction, with the number of statements.
+pub(crate) fn commands(
+    coll: &str,
+    writes: &[(&Write, &Form)],
+    sync_fields: &[String],
+    stamp: Option<Stamp<'_>>,
+) -> Vec<(Kind, Writer, usize)> {
+    let mut commands = Vec::new();
+    for kind in [Kind::Delete, Kind::Update, Kind::Insert] {
+        let mut batch = Batch::within_transaction(kind, coll);
+        for (i, (write, form)) in writes.iter().enumerate() {
+            if Kind::of(form) == Some(kind) {
+                batch.push(i, write, form, sync_fields, stamp);
+                if batch.bytes() >= COMMAND_BYTES {
+                    let next = Batch::within_transaction(kind, coll);
+                    let full = std::mem::replace(&mut batch, next);
+                    commands.push((kind, full.w, full.order.len()));
+                }
+            }
+        }
+        if !batch.order.is_empty() {
+            commands.push((kind, batch.w, batch.order.len()));
+        }
+    }
+    commands
+}
+
 struct Batch {
     kind: Kind,
     w: Writer,
@@ -248,13 +284,20 @@ struct Batch {
 }
 
 impl Batch {
+    fn within_transaction(kind: Kind, coll: &str) -> Self {
+        let (verb, list) = kind.words();
+        let mut w = Writer::new();
+        w.str(verb, coll).bool("ordered", true).open_array(list);
+        Self {
+            kind,
+            w,
+            order: vec![],
+        }
+    }
+
     fn new(kind: Kind, coll: &str) -> Self {
         let mut w = Writer::new();
-        let (verb, list) = match kind {
-            Kind::Delete => ("delete", "deletes"),
-            Kind::Update => ("update", "updates"),
-            Kind::Insert => ("insert", "documents"),
-        };
+        let (verb, list) = kind.words();
         w.str(verb, coll).bool("ordered", false);
         w.i32(
             "maxTimeMS",

@@ -18,14 +18,13 @@
 //! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
-//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], `unique`, `settle`, [`stamp`];
-//! what only looks: [`verify`], [`plan`]; which side is right: [`adopt`];
+//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
 //! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
-//! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`];
+//! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`], [`bundle`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
 pub mod adopt;
@@ -33,6 +32,7 @@ pub mod advice;
 pub mod api;
 pub mod batch;
 pub mod budget;
+pub mod bundle;
 pub mod cli;
 pub mod client;
 pub mod command;
@@ -49,6 +49,7 @@ pub mod dispatch;
 pub mod doctor;
 pub mod echo;
 pub mod exact;
+pub mod expiry;
 pub mod extent;
 pub mod failpoint;
 pub mod failure;

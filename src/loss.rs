@@ -376,11 +376,15 @@ pub(crate) async fn count_on(
 }
 
 async fn is_vanished(shared: &Shared, side: Side, ns: &Namespace) -> Result<bool, Failure> {
-    let command = doc! {"listCollections": 1, "nameOnly": true, "filter": {"name": &ns.coll}};
+    is_gone(shared, side, &ns.db, &ns.coll).await
+}
+
+async fn is_gone(shared: &Shared, side: Side, db: &str, coll: &str) -> Result<bool, Failure> {
+    let command = doc! {"listCollections": 1, "nameOnly": true, "filter": {"name": coll}};
     let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("listCollections"))?;
     let mut found = false;
     let endpoint = shared.endpoint(side)?;
-    endpoint.query(&ns.db, raw, |_| found = true).await?;
+    endpoint.query(db, raw, |_| found = true).await?;
     Ok(!found)
 }
 
@@ -401,7 +405,9 @@ pub(crate) async fn before_comparison(
     for side in [Side::Local, Side::Remote] {
         let mut left = 0;
         for (ns, coll, confirmed) in &known {
-            if !names[side as usize].contains(coll) {
+            let listed = names[side as usize].contains(coll);
+            // It may have come to be since the names were listed: by a document of the other side.
+            if !listed && is_gone(shared, side, db, coll).await? {
                 if confirmed.as_deref() != Some(side.name()) {
                     gone(shared, settings, (side, *ns), (db, coll)).await?;
                 }
@@ -428,8 +434,8 @@ async fn emptied(
         let mut had = 0;
         for ns in numbers {
             let (low, high) = (ns.to_be_bytes().to_vec(), (ns + 1).to_be_bytes().to_vec());
-            let some =
-                "SELECT count(*) FROM (SELECT 1 FROM base WHERE key >= ? AND key < ? LIMIT ?)";
+            let some = "SELECT count(*) FROM (SELECT 1 FROM base WHERE key >= ? AND key < ?
+                 AND substr(body, 1, 1) < x'10' LIMIT ?)";
             let some: u64 = c
                 .prepare_cached(some)?
                 .query_row(params![low, high, EMPTIED], |r| r.get(0))?;

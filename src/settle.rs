@@ -39,6 +39,18 @@ pub(crate) enum Settlement {
     Deferred { work: Work, wait: Duration },
 }
 
+impl Settlement {
+    /// One side let go of the document by itself; base stays.
+    pub(crate) fn left(work: &Work) -> Self {
+        Self::Agreed {
+            work: work.claim_only(),
+            base: None,
+            close: false,
+            stamp: false,
+        }
+    }
+}
+
 /// The store failing is ours, not a side's. A full disk is waited out (R22); anything else ends the
 /// process, and the next start looks at the file.
 pub(crate) fn store_failed(e: crate::store::StoreError) -> Failure {

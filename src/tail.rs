@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use self::event::{Event, parse, pipeline};
 use crate::decide::Side;
+use crate::expiry;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::key::Key;
 use crate::metrics::Retried;
@@ -26,7 +27,7 @@ use crate::settle::store_failed;
 use crate::shared::{Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
-use crate::store::{self, records};
+use crate::store::{self, records, transactions};
 
 /// The server's `ChangeStreamFatalError`: no event with our token where it should be.
 const RESUME_TOKEN_NOT_FOUND: i32 = 280;
@@ -198,6 +199,14 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     let settings = shared.settings();
     let endpoint = shared.endpoint(side)?;
     let position = position(shared, side, db, &endpoint).await?;
+    match crate::schema::learn(shared, side, db).await {
+        Err(failure) if failure.is_offline() || failure.class == Class::Fatal => {
+            return Err(failure.into());
+        }
+        // Without the right to list collections nothing is known to expire.
+        Err(failure) => tracing::debug!(%failure, "how documents expire"),
+        Ok(()) => {}
+    }
     let database = endpoint.client.database(db);
     let watch = database
         .watch()
@@ -326,6 +335,9 @@ async fn commit(
     let token = token.as_bytes().to_vec();
     let mut changes = Vec::with_capacity(events.len());
     let mut numbers = std::collections::HashMap::new();
+    // Deletions where documents go by themselves: index of the change, how, when.
+    let mut gone_where = Vec::new();
+    let mut transactions = Vec::new();
     for event in &events {
         match parse(event, &settings, db) {
             Event::Change {
@@ -333,6 +345,7 @@ async fn commit(
                 id,
                 hint,
                 created,
+                transaction,
             } => {
                 let ns = match numbers.get(&coll) {
                     Some(n) => *n,
@@ -344,6 +357,17 @@ async fn commit(
                 };
                 let key = Key::new(ns, &id);
                 if !(created && shared.echoes.arrived(side, &key)) {
+                    let gone = hint.as_deref() == Some(b"d");
+                    if let Some(volatile) = shared
+                        .schema
+                        .volatile(side, ns)
+                        .filter(|_| gone && transaction.is_none())
+                    {
+                        let at = event.get_timestamp("clusterTime").ok();
+                        let at = at.map_or(0, |t| i64::from(t.time) * 1000);
+                        gone_where.push((changes.len(), volatile, at));
+                    }
+                    transactions.extend(transaction.map(|t| (key.clone(), t)));
                     changes.push(Change { key, id, hint });
                 }
             }
@@ -376,17 +400,19 @@ async fn commit(
             if degraded {
                 store::set_meta(c, &flag, "queue was full")?;
             } else {
+                let changes = expiry::without_expired(c, side, changes, &gone_where)?;
                 queue::enqueue(c, side, &changes, now)?;
+                transactions::note(c, side, &transactions)?;
+                if stamp_pending {
+                    for change in &changes {
+                        records::put_stamp(c, &change.key, &change.id)?;
+                    }
+                }
             }
             failpoints.failpoints.crash("enq_before_token");
             store::set_meta(c, &name, token)?;
             if let Some(seen) = &seen_text {
                 store::set_meta(c, &seen_name, seen)?;
-            }
-            if stamp_pending && !degraded {
-                for change in &changes {
-                    records::put_stamp(c, &change.key, &change.id)?;
-                }
             }
             Ok(())
         })

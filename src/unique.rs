@@ -299,6 +299,8 @@ impl Knot<'_> {
                 outbox,
                 inbox,
                 base,
+                left: None,
+                transaction: None,
                 intent: None,
             },
             write,

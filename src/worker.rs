@@ -16,7 +16,8 @@ use crate::failure::{Class, Failure};
 use crate::metrics::Retried;
 use crate::retry::Retry;
 use crate::shared::{Settings, Shared, lock};
-use crate::store::queue::{self, Claim, Work};
+use crate::store::claim::{self, Claim};
+use crate::store::queue::{self, Work};
 
 /// Most batches in flight; enough to hide a round trip of 100 ms at full batches.
 const BATCHES: usize = 6;
@@ -152,7 +153,7 @@ async fn claim(
         let context = shared.clone();
         let claimed = shared
             .store
-            .call(move |c| queue::claim(c, &what, &mut lock(&context.busy)))
+            .call(move |c| claim::claim(c, &what, &mut lock(&context.busy)))
             .await;
         let (works, next) = claimed.map_err(crate::settle::store_failed)?;
         match next {
@@ -180,6 +181,7 @@ fn what(shared: &Shared, settings: &Settings, queue: &Queue, limit: usize) -> Cl
         only: vec![],
         never: lock(&shared.halted).clone(),
         sync_fields: settings.sync_fields.clone(),
+        behind: shared.store.buckets(),
     }
 }
 
@@ -197,7 +199,7 @@ async fn drop_echoes(shared: &Arc<Shared>) -> Result<(), Failure> {
         let (what, context) = (what(shared, &settings, &queue, 0), shared.clone());
         let dropped = shared
             .store
-            .call(move |c| queue::claim(c, &what, &mut lock(&context.busy)));
+            .call(move |c| claim::claim(c, &what, &mut lock(&context.busy)));
         dropped.await.map_err(crate::settle::store_failed)?;
     }
     Ok(())

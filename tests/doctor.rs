@@ -122,3 +122,90 @@ async fn what_is_wrong_is_told_with_cause_and_remedy_and_no_secret() {
         "R23: {all}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_support_bundle_has_no_secret_and_no_value() {
+    let world = World::new("bundle").await;
+    let settings = world
+        .settings()
+        .token("planted-token")
+        .set("api.tokens.desk.token", "\"planted-desk\"")
+        .set("sync.max_retries", "0");
+    let uri = world.link.uri_as("planted-user", "planted%2Dpassword");
+    let daemon = world.start_with(settings).await;
+    common::conflict::unique_usernames(&world).await;
+    let validator = doc! {"n": {"$lt": 10}};
+    let refusing = world.remote.create_collection("v").validator(validator);
+    refusing.await.unwrap();
+    world.wait_converged(&daemon).await;
+    let refused = doc! {"_id": "planted-id", "n": 50, "text": "planted-value"};
+    world
+        .local
+        .collection("v")
+        .insert_one(refused)
+        .await
+        .unwrap();
+    common::conflict::open(&daemon, 1).await;
+    common::conflict::apart(&daemon, async {
+        for (db, id) in [(&world.local, "planted-l"), (&world.remote, "planted-r")] {
+            let one = doc! {"_id": id, "username": "planted-name"};
+            db.collection("admins").insert_one(one).await.unwrap();
+        }
+    })
+    .await;
+    common::conflict::open(&daemon, 2).await;
+    let log = world.dir().join("some.log");
+    let line = format!(
+        "{}\ncould not reach {uri}\nBearer planted-token\nplanted-password\n",
+        daemon.log()
+    );
+    std::fs::write(&log, line).unwrap();
+    let to = world.dir().join("bundle.tar.gz");
+    let args = [
+        "support-bundle",
+        "--to",
+        to.to_str().unwrap(),
+        "--log",
+        log.to_str().unwrap(),
+    ];
+    let settings = daemon
+        .settings
+        .clone()
+        .set("remote.uri", &format!("{uri:?}"));
+    let output = settings.cli(&args);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        std::fs::metadata(&to).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+
+    let file = std::fs::File::open(&to).unwrap();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(file));
+    let mut all = std::collections::BTreeMap::new();
+    for entry in archive.entries().unwrap() {
+        use std::io::Read as _;
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        all.insert(name, text);
+    }
+    for (name, text) in &all {
+        for line in text.lines() {
+            assert!(!line.contains("planted"), "{name}: {line}");
+        }
+    }
+    for (name, words) in [
+        ("versions.json", env!("CARGO_PKG_VERSION")),
+        ("config.json", "sync.batch_size"),
+        ("status.json", "unresolvedConflicts"),
+        ("queue.json", "waiting"),
+        ("conflicts.json", "unique_field"),
+        ("runs.json", "startTime"),
+        ("doctor.json", "findings"),
+        ("sangam.log", "INFO"),
+    ] {
+        let text = &all[&format!("sangam-support/{name}")];
+        assert!(text.contains(words), "{name}: {text}");
+    }
+}

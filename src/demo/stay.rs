@@ -163,6 +163,12 @@ fn tell_where(voice: &Voice, stage: &Stage, daemon: Option<&Daemon>) {
     voice.command("how things are", &format!("{sangam} status"));
     voice.command("what waits", &format!("{sangam} queue"));
     voice.command("the last syncs", &format!("{sangam} logs"));
+    voice.command("what needs you", &format!("{sangam} conflicts"));
+    voice.command(
+        "  decide one",
+        &format!("{sangam} resolve ID --strategy keep_local --dry-run"),
+    );
+    voice.command("  the easy ones", &format!("{sangam} auto-resolve"));
     voice.command("sync now", &format!("{sangam} sync"));
     if let Some(daemon) = daemon {
         voice.command("the same", &format!("kill -USR1 {}", daemon.id()));

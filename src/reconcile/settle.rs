@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chrono::Utc;
 
 use crate::decide::Side;
+use crate::expiry;
 use crate::failure::Failure;
 use crate::key::{Id, Key};
 use crate::settle::store_failed;
@@ -182,6 +183,9 @@ impl Intake<'_> {
         if let (Some(side), Some(_)) = (missing, known) {
             let other = hashes[side.other() as usize];
             if other == Hash::Unknown || other.is(known) {
+                if expiry::is_left(c, self.shared, &key, side)? {
+                    return Ok(());
+                }
                 // A deletion, it seems: queued when all of them are counted (R13), unless an event
                 // has brought it into a queue before.
                 if self.watch.saw(&key) {

@@ -17,6 +17,11 @@ const ZSTD: u8 = 1;
 /// Only the digest of a content.
 const DIGEST: u8 = 2;
 
+/// Of a document in base that a side let go of by itself (R15): added to the marker.
+const LEFT_LOCAL: u8 = 0x10;
+/// The same for the remote.
+const LEFT_REMOTE: u8 = 0x20;
+
 /// 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
 const LARGEST: u64 = 17 << 20;
 
@@ -58,7 +63,7 @@ fn stored(marker: u8, content: &[u8], bytes: &[u8]) -> Vec<u8> {
 pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
     let (marker, rest) = stored.split_first()?;
     let (sum, bytes) = rest.split_at_checked(8)?;
-    let content = match *marker {
+    let content = match *marker & !(LEFT_LOCAL | LEFT_REMOTE) {
         ZSTD => {
             let size = zstd::zstd_safe::get_frame_content_size(bytes).ok()??;
             let size = usize::try_from(Some(size).filter(|s| *s <= LARGEST)?).ok()?;
@@ -169,6 +174,41 @@ pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<Option<Vec<u8>>> {
         .query_row([key.as_bytes()], |r| Ok(decode(r.get_ref(0)?.as_blob()?)))
         .optional()?;
     Ok(row.flatten())
+}
+
+/// The same, with the side that let go of the document by itself, if one did.
+pub fn get_marked(c: &Connection, key: &Key) -> rusqlite::Result<(Option<Vec<u8>>, Option<Side>)> {
+    let row = c
+        .prepare_cached("SELECT body FROM base WHERE key = ?")?
+        .query_row([key.as_bytes()], |r| {
+            let body = r.get_ref(0)?.as_blob()?;
+            let left = match body.first().map_or(0, |m| m & (LEFT_LOCAL | LEFT_REMOTE)) {
+                LEFT_LOCAL => Some(Side::Local),
+                LEFT_REMOTE => Some(Side::Remote),
+                _ => None,
+            };
+            Ok((decode(body), left))
+        })
+        .optional()?;
+    Ok(row.unwrap_or_default())
+}
+
+/// Marks a document in base as let go of by a side, or takes that back. A new content has no mark.
+pub fn mark_left(c: &Connection, key: &Key, by: Option<Side>) -> rusqlite::Result<()> {
+    let body: Option<Vec<u8>> = c
+        .prepare_cached("SELECT body FROM base WHERE key = ?")?
+        .query_row([key.as_bytes()], |r| r.get(0))
+        .optional()?;
+    let Some(mut body) = body else { return Ok(()) };
+    if let Some(marker) = body.first_mut() {
+        let mark = match by {
+            Some(Side::Local) => LEFT_LOCAL,
+            Some(Side::Remote) => LEFT_REMOTE,
+            None => 0,
+        };
+        *marker = (*marker & !(LEFT_LOCAL | LEFT_REMOTE)) | mark;
+    }
+    put_encoded(c, key, Some(&body))
 }
 
 /// The hash that [`hash`] makes of the base content of a key, without reading the content.

@@ -10,11 +10,13 @@
 
 pub mod base;
 pub mod cases;
+pub mod claim;
 pub mod definitions;
 pub mod differences;
 pub mod queue;
 pub mod records;
 mod schema;
+pub mod transactions;
 pub mod walks;
 
 use std::fs::File;

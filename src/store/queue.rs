@@ -1,10 +1,10 @@
 //! Outbox and inbox: document keys that may differ, coalesced, in the order of their first change.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::base::{self, Intent};
+use super::base::Intent;
 use crate::decide::Side;
 use crate::key::{Id, Key};
 use crate::raw;
@@ -55,6 +55,17 @@ impl super::Store {
         all.by_name.insert(name.clone(), n);
         all.by_number.insert(n, name);
         Ok(n)
+    }
+
+    /// Of every GridFS bucket: the number of its files and of its chunks.
+    pub fn buckets(&self) -> HashMap<u32, u32> {
+        let all = self.lock_namespaces();
+        let pairs = all.by_name.iter().filter_map(|((db, coll), files)| {
+            let bucket = coll.strip_suffix(".files")?;
+            let chunks = all.by_name.get(&(db.clone(), format!("{bucket}.chunks")))?;
+            Some((*files, *chunks))
+        });
+        pairs.collect()
     }
 
     /// Database and collection of a namespace number.
@@ -202,6 +213,10 @@ pub struct Work {
     pub inbox: Option<Row>,
     /// The agreed content.
     pub base: Option<Vec<u8>>,
+    /// The side that let go of the document by itself (R15).
+    pub left: Option<Side>,
+    /// The local transaction that wrote it.
+    pub transaction: Option<i64>,
     /// A write that may have happened.
     pub intent: Option<Intent>,
 }
@@ -215,98 +230,11 @@ impl Work {
             outbox: self.outbox.clone(),
             inbox: self.inbox.clone(),
             base: None,
+            left: None,
+            transaction: None,
             intent: None,
         }
     }
-}
-
-/// What to claim.
-pub struct Claim {
-    /// Which queue leads.
-    pub of: Side,
-    /// Start behind this position.
-    pub after: i64,
-    /// Most keys; with 0, echoes are dropped and nothing is claimed.
-    pub limit: usize,
-    /// ms since 1970; rows due later are passed over.
-    pub now: i64,
-    /// Only these namespaces; empty means all.
-    pub only: Vec<u32>,
-    /// Never these namespaces (held collections, not synced any more).
-    pub never: HashSet<u32>,
-    /// Names of the sync fields.
-    pub sync_fields: Vec<String>,
-}
-
-/// Claims the next keys of a queue that are not `busy`, drops rows that are only echoes, and tells
-/// where the next claim continues: `None` at the end of the queue. The claimed keys are added to `busy`.
-pub fn claim(
-    c: &Connection,
-    what: &Claim,
-    busy: &mut HashSet<Key>,
-) -> rusqlite::Result<(Vec<Work>, Option<i64>)> {
-    let mut works = Vec::new();
-    let mut at = what.after;
-    // Rows passed over cost little, but a claim must end: the thread serves others too.
-    let mut budget = 20_000_usize;
-    let mut rows = c.prepare_cached(&format!(
-        "SELECT pos, key, id, seq, hint, attempts, at, next_at FROM {} WHERE held IS NULL AND pos > ? ORDER BY pos LIMIT ?",
-        table(what.of)
-    ))?;
-    let mut rows = rows.query(params![at, i64::try_from(budget).unwrap_or(i64::MAX)])?;
-    while let Some(r) = rows.next()? {
-        if what.limit > 0 && works.len() >= what.limit {
-            return Ok((works, Some(at)));
-        }
-        budget -= 1;
-        at = r.get(0)?;
-        let key = Key::from_bytes(r.get(1)?);
-        let due: i64 = r.get(7)?;
-        if due > what.now
-            || busy.contains(&key)
-            || what.never.contains(&key.ns())
-            || !(what.only.is_empty() || what.only.contains(&key.ns()))
-        {
-            continue;
-        }
-        let row = Row {
-            seq: r.get(3)?,
-            attempts: r.get(5)?,
-            at: r.get(6)?,
-        };
-        let content = base::get(c, &key)?;
-        let intent = base::get_intent(c, &key)?;
-        let other = get_row(c, what.of.other(), &key)?;
-        let hint = r.get_ref(4)?.as_blob_or_null()?;
-        if let Some(hint) = hint
-            && intent.is_none()
-            && other.is_none()
-            && is_echo(hint, content.as_deref(), &what.sync_fields)
-        {
-            c.prepare_cached(&format!("DELETE FROM {} WHERE key = ?", table(what.of)))?
-                .execute([key.as_bytes()])?;
-            continue;
-        }
-        if what.limit == 0 {
-            continue;
-        }
-        let id = Id::from_bytes(r.get_ref(2)?.as_blob()?);
-        let (outbox, inbox) = match what.of {
-            Side::Local => (Some(row), other),
-            Side::Remote => (other, Some(row)),
-        };
-        busy.insert(key.clone());
-        works.push(Work {
-            key,
-            id,
-            outbox,
-            inbox,
-            base: content,
-            intent,
-        });
-    }
-    let end = if budget == 0 { Some(at) } else { None };
-    Ok((works, end))
 }
 
 /// The row of a key, if it is queued.

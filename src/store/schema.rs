@@ -52,7 +52,7 @@ INSERT INTO meta(k, v) VALUES('seq', 0);
 /// walk: ranges of `_id` of comparisons under way; documents is NULL until a range is done.
 /// gone: documents that such a comparison found missing on a side (0 local, 1 remote).
 /// definitions: indexes and options of a collection; tree 0: as seen on the local side, 1: on the remote,
-/// 2: what both had.
+/// 2: what both had. transactions: documents of the outbox that one transaction wrote.
 const LATER: &str = "
 CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
   seen INTEGER NOT NULL) WITHOUT ROWID;
@@ -63,6 +63,10 @@ CREATE TABLE IF NOT EXISTS gone(key BLOB PRIMARY KEY, id BLOB NOT NULL, side INT
 CREATE INDEX IF NOT EXISTS outbox_gone ON outbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX IF NOT EXISTS inbox_gone ON inbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
+CREATE TABLE IF NOT EXISTS transactions(key BLOB PRIMARY KEY, t INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS transactions_t ON transactions(t);
+CREATE TRIGGER IF NOT EXISTS outbox_left AFTER DELETE ON outbox BEGIN
+  DELETE FROM transactions WHERE key = OLD.key; END;
 CREATE TABLE IF NOT EXISTS definitions(ns INTEGER NOT NULL, tree INTEGER NOT NULL, body BLOB NOT NULL,
   PRIMARY KEY(ns, tree)) WITHOUT ROWID;
 ";

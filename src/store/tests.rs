@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use bson::doc;
 
 use super::base::{self, Intent};
-use super::queue::{self, Change, Claim};
+use super::claim::{Claim, claim};
+use super::queue::{self, Change};
 use super::*;
 use crate::decide::Side;
 use crate::key::{Id, Key};
@@ -22,6 +23,7 @@ fn change(n: i32, hint: Option<&[u8]>) -> Change {
 
 fn claim_all(of: Side) -> Claim {
     Claim {
+        behind: Default::default(),
         of,
         after: 0,
         limit: 100,
@@ -34,7 +36,7 @@ fn claim_all(of: Side) -> Claim {
 
 async fn claimed(store: &Store, of: Side) -> Vec<queue::Work> {
     store
-        .call(move |c| queue::claim(c, &claim_all(of), &mut HashSet::new()))
+        .call(move |c| claim(c, &claim_all(of), &mut HashSet::new()))
         .await
         .unwrap()
         .0

@@ -21,6 +21,7 @@ pub(super) fn pipeline(shared: &Shared, settings: &Settings) -> Vec<Document> {
         doc! {"$match": {"ns.coll": {"$nin": never}}},
         doc! {"$project": {
             "operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1,
+            "lsid.id": 1, "txnNumber": 1,
             "updateDescription": {"$cond": [
                 {"$lt": [{"$bsonSize": {"$ifNull": ["$updateDescription", {}]}}, DESCRIPTION_BYTES]},
                 "$updateDescription", "$$REMOVE",
@@ -45,6 +46,8 @@ pub(super) enum Event {
         id: Id,
         hint: Option<Vec<u8>>,
         created: bool,
+        /// The transaction it was part of.
+        transaction: Option<i64>,
     },
     Halt {
         coll: Option<String>,
@@ -93,6 +96,7 @@ pub(super) fn parse(event: &RawDocument, settings: &Settings, db: &str) -> Event
                 id,
                 hint,
                 created: kind == "insert",
+                transaction: transaction(event),
             }
         }
         "drop" | "rename" => match coll.filter(|c| settings.is_synced(db, c)) {
@@ -114,6 +118,17 @@ pub(super) fn parse(event: &RawDocument, settings: &Settings, db: &str) -> Event
         },
         _ => Event::Nothing,
     }
+}
+
+/// A number for the transaction of an event; only events of transactions have one (seen on 6.0).
+fn transaction(event: &RawDocument) -> Option<i64> {
+    let number = event.get_i64("txnNumber").ok()?;
+    let session = event.get_document("lsid").ok()?;
+    let mut both = session.as_bytes().to_vec();
+    both.extend_from_slice(&number.to_le_bytes());
+    Some(i64::from_le_bytes(
+        xxhash_rust::xxh3::xxh3_64(&both).to_le_bytes(),
+    ))
 }
 
 fn past(kind: &str) -> &'static str {

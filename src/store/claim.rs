@@ -1,0 +1,198 @@
+//! Claiming rows of a queue for a batch.
+
+use std::collections::{HashMap, HashSet};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::queue::{Row, Work, get_row, is_echo, table};
+use super::{base, transactions};
+use crate::decide::Side;
+use crate::key::{Id, Key};
+
+/// What to claim.
+pub struct Claim {
+    /// Which queue leads.
+    pub of: Side,
+    /// Start behind this position.
+    pub after: i64,
+    /// Most keys; with 0, echoes are dropped and nothing is claimed. The documents of one transaction
+    /// are claimed together even so.
+    pub limit: usize,
+    /// ms since 1970; rows due later are passed over.
+    pub now: i64,
+    /// Only these namespaces; empty means all.
+    pub only: Vec<u32>,
+    /// Never these namespaces (held collections, not synced any more).
+    pub never: HashSet<u32>,
+    /// Names of the sync fields.
+    pub sync_fields: Vec<String>,
+    /// Namespaces whose documents wait for those of another that were changed before: GridFS files for
+    /// their chunks (R15).
+    pub behind: HashMap<u32, u32>,
+}
+
+/// A row as it stands in the queue.
+struct Found {
+    pos: i64,
+    key: Key,
+    id: Id,
+    row: Row,
+    hint: Option<Vec<u8>>,
+    due: i64,
+}
+
+const COLUMNS: &str = "pos, key, id, seq, hint, attempts, at, next_at";
+
+fn found(r: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
+    Ok(Found {
+        pos: r.get(0)?,
+        key: Key::from_bytes(r.get(1)?),
+        id: Id::from_bytes(r.get_ref(2)?.as_blob()?),
+        row: Row {
+            seq: r.get(3)?,
+            attempts: r.get(5)?,
+            at: r.get(6)?,
+        },
+        hint: r.get(4)?,
+        due: r.get(7)?,
+    })
+}
+
+/// Claims the next keys of a queue that are not `busy`, drops rows that are only echoes, and tells
+/// where the next claim continues: `None` at the end of the queue. The claimed keys are added to `busy`.
+pub fn claim(
+    c: &Connection,
+    what: &Claim,
+    busy: &mut HashSet<Key>,
+) -> rusqlite::Result<(Vec<Work>, Option<i64>)> {
+    let mut works = Vec::new();
+    let mut at = what.after;
+    // Rows passed over cost little, but a claim must end: the thread serves others too.
+    let mut budget = 20_000_usize;
+    let grouped = what.of == Side::Local && what.limit > 0 && transactions::any(c)?;
+    let mut rows = c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM {} WHERE held IS NULL AND pos > ? ORDER BY pos LIMIT ?",
+        table(what.of)
+    ))?;
+    let mut rows = rows.query(params![at, i64::try_from(budget).unwrap_or(i64::MAX)])?;
+    while let Some(r) = rows.next()? {
+        if what.limit > 0 && works.len() >= what.limit {
+            return Ok((works, Some(at)));
+        }
+        budget -= 1;
+        let key = r.get_ref(1)?.as_blob()?;
+        at = r.get(0)?;
+        let due: i64 = r.get(7)?;
+        if due > what.now {
+            continue;
+        }
+        let transaction = match grouped {
+            true => transactions::of(c, key)?,
+            false => None,
+        };
+        let first = found(r)?;
+        match transaction {
+            None => works.extend(take(c, what, busy, (first, None))?),
+            Some(transaction) => works.extend(together(c, what, busy, (first, transaction))?),
+        }
+    }
+    let end = if budget == 0 { Some(at) } else { None };
+    Ok((works, end))
+}
+
+/// Claims a row, unless it is busy, not wanted, or an echo.
+fn take(
+    c: &Connection,
+    what: &Claim,
+    busy: &mut HashSet<Key>,
+    (found, transaction): (Found, Option<i64>),
+) -> rusqlite::Result<Option<Work>> {
+    let Found {
+        pos,
+        key,
+        id,
+        row,
+        hint,
+        ..
+    } = found;
+    if busy.contains(&key)
+        || what.never.contains(&key.ns())
+        || !(what.only.is_empty() || what.only.contains(&key.ns()))
+    {
+        return Ok(None);
+    }
+    if let Some(first) = what.behind.get(&key.ns())
+        && is_waiting(c, what.of, *first, pos)?
+    {
+        return Ok(None);
+    }
+    let (content, left) = base::get_marked(c, &key)?;
+    let intent = base::get_intent(c, &key)?;
+    let other = get_row(c, what.of.other(), &key)?;
+    if let Some(hint) = &hint
+        && intent.is_none()
+        && other.is_none()
+        && is_echo(hint, content.as_deref(), &what.sync_fields)
+    {
+        c.prepare_cached(&format!("DELETE FROM {} WHERE key = ?", table(what.of)))?
+            .execute([key.as_bytes()])?;
+        return Ok(None);
+    }
+    if what.limit == 0 {
+        return Ok(None);
+    }
+    let (outbox, inbox) = match what.of {
+        Side::Local => (Some(row), other),
+        Side::Remote => (other, Some(row)),
+    };
+    busy.insert(key.clone());
+    Ok(Some(Work {
+        key,
+        id,
+        outbox,
+        inbox,
+        base: content,
+        left,
+        transaction,
+        intent,
+    }))
+}
+
+/// Whether a document of a namespace stands in the queue before a position; one that is at work does.
+fn is_waiting(c: &Connection, of: Side, ns: u32, before: i64) -> rusqlite::Result<bool> {
+    let (low, high) = (ns.to_be_bytes().to_vec(), (ns + 1).to_be_bytes().to_vec());
+    c.prepare_cached(&format!(
+        "SELECT EXISTS(SELECT 1 FROM {} WHERE key >= ? AND key < ? AND pos < ? AND held IS NULL)",
+        table(of)
+    ))?
+    .query_row(params![low, high, before], |r| r.get(0))
+}
+
+/// Claims what is ready of a transaction, or nothing while a part of it is at work.
+fn together(
+    c: &Connection,
+    what: &Claim,
+    busy: &mut HashSet<Key>,
+    (first, transaction): (Found, i64),
+) -> rusqlite::Result<Vec<Work>> {
+    let members = transactions::members(c, transaction)?;
+    if members.iter().any(|key| busy.contains(key)) {
+        return Ok(vec![]);
+    }
+    let mut ready = vec![];
+    let mut row = c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM {} WHERE held IS NULL AND key = ?",
+        table(what.of)
+    ))?;
+    for key in members.iter().filter(|key| **key != first.key) {
+        let member = row.query_row([key.as_bytes()], found).optional()?;
+        ready.extend(member.filter(|m| m.due <= what.now));
+    }
+    ready.push(first);
+    ready.sort_by_key(|m| m.pos);
+    let mut works = Vec::with_capacity(ready.len());
+    for member in ready {
+        works.extend(take(c, what, busy, (member, Some(transaction)))?);
+    }
+    Ok(works)
+}
