@@ -8,6 +8,7 @@ mod bundle;
 mod config;
 mod conflicts;
 mod doctor;
+mod init;
 mod plan;
 mod progress;
 mod resolve;
@@ -137,6 +138,8 @@ pub enum Command {
     },
     /// Prove both databases equal, or list what differs
     Verify(VerifyArgs),
+    /// Write a configuration by asking, and test the connections meanwhile
+    Init(InitArgs),
     /// Look at everything that Sangam stands on, and say what to do about what is wrong
     Doctor,
     /// Pack what somebody who helps needs to see; passwords and values of documents are taken out
@@ -157,6 +160,35 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
+}
+
+/// `sangam init`
+#[derive(Debug, clap::Args)]
+pub struct InitArgs {
+    /// Where to write it [default: sangam.toml]
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+    /// The database to keep equal; several with commas between
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
+    /// Address of the local database
+    #[arg(long, value_name = "URI")]
+    pub local: Option<String>,
+    /// Address of the remote database
+    #[arg(long, value_name = "URI")]
+    pub remote: Option<String>,
+    /// Name of this place
+    #[arg(long, value_name = "NAME")]
+    pub site: Option<String>,
+    /// Make the local server a replica set of one, if it waits to become one
+    #[arg(long)]
+    pub initiate: bool,
+    /// Write it even if the local database can't be used
+    #[arg(long)]
+    pub force: bool,
+    /// Ask nothing; what is not given has its default
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `sangam sync`
@@ -388,15 +420,16 @@ impl Output {
 
 /// Carries out a command other than `demo`, which brings its own servers and configuration.
 pub async fn run(args: Args) -> Result<ExitCode, Failure> {
-    match args.command {
+    let output = Output { json: args.json };
+    let command = match args.command {
         Command::Completions { shell } => return Ok(completions(shell)),
         Command::Man => return man(),
-        _ => {}
-    }
+        Command::Init(init) => return Box::pin(init::init(init, output)).await,
+        command => command,
+    };
     let loaded = Loaded::load(args.config.as_deref())?;
-    let output = Output { json: args.json };
     let client = Client::new(&loaded.config.api);
-    match args.command {
+    match command {
         Command::Run => {
             crate::log::init(&loaded.config.log);
             Box::pin(run::run(loaded, args.config)).await?;
@@ -447,8 +480,8 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::SupportBundle { to, log } => {
             bundle::bundle(&loaded, client, (to, log), output).await
         }
-        Command::Demo { .. } => Err(Failure::new(
-            "the demo is started by the program itself",
+        Command::Init(_) | Command::Demo { .. } => Err(Failure::new(
+            "this needs no configuration and was started before",
             None,
             1,
         )),

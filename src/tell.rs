@@ -46,6 +46,9 @@ const NAME: &str = "told";
 /// What a person must know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
+    /// The same if it is delivered twice, as after a crash between delivery and its record.
+    #[serde(default)]
+    pub id: String,
     /// `conflicts`, `offline`, `online`, `queue`, `degraded`, `halted`, `capture` or `verify`.
     pub event: String,
     /// `info`, `warning` or `critical`.
@@ -121,8 +124,8 @@ impl Told {
     pub fn look(&mut self, now: &Outlook, config: &NotifyConfig) -> Vec<News> {
         let mut news = Vec::new();
         let gap = millis(config.min_interval);
-        let new_conflicts = now.new_conflicts > 0;
-        if self.due("conflicts", new_conflicts, now.at, 0, gap) {
+        let here = |lasts: bool| lasts.then_some(now.at);
+        if self.due("conflicts", here(now.new_conflicts > 0), now.at, 0, gap) {
             self.newest.clone_from(&now.newest);
             // The next one is news again, though the older ones may still be open.
             self.topics.entry("conflicts".into()).or_default().told = false;
@@ -138,10 +141,10 @@ impl Told {
             ));
         }
         let (since, why) = now.offline.clone().unzip();
-        let long = since.is_some_and(|s| now.at - s >= millis(config.offline_after));
         let was = self.topics.get("offline").is_some_and(|t| t.told);
-        if self.due("offline", long, now.at, 0, gap) {
-            let since = DateTime::<Utc>::from_timestamp_millis(since.unwrap_or(now.at));
+        if self.due("offline", since, now.at, millis(config.offline_after), gap) {
+            let since = self.topics.get("offline").and_then(|t| t.since);
+            let since = since.and_then(DateTime::<Utc>::from_timestamp_millis);
             news.push((
                 "offline",
                 "warning",
@@ -165,7 +168,7 @@ impl Told {
         }
         let was_near = self.topics.get("queue").is_some_and(|t| t.told);
         let near = now.queue_share >= if was_near { NEAR.1 } else { NEAR.0 };
-        if self.due("queue", near, now.at, 0, gap) {
+        if self.due("queue", here(near), now.at, 0, gap) {
             let percent = (now.queue_share * 100.0).round();
             news.push((
                 "queue",
@@ -174,11 +177,11 @@ impl Told {
                 json!({"percent": percent, "waiting": now.waiting}),
             ));
         }
-        if self.due("degraded", now.degraded.is_some(), now.at, 0, gap) {
+        if self.due("degraded", here(now.degraded.is_some()), now.at, 0, gap) {
             let why = now.degraded.clone().unwrap_or_default();
             news.push(("degraded", "critical", why, json!({})));
         }
-        if self.due("halted", !now.halted.is_empty(), now.at, 0, gap) {
+        if self.due("halted", here(!now.halted.is_empty()), now.at, 0, gap) {
             let count = now.halted.len();
             news.push((
                 "halted",
@@ -187,7 +190,13 @@ impl Told {
                 json!({"collections": count}),
             ));
         }
-        if self.due("capture", !now.capturing, now.at, millis(STUCK_FOR), gap) {
+        if self.due(
+            "capture",
+            here(!now.capturing),
+            now.at,
+            millis(STUCK_FOR),
+            gap,
+        ) {
             news.push((
                 "capture",
                 "critical",
@@ -214,14 +223,15 @@ impl Told {
         news
     }
 
-    /// Whether a topic that has lasted for `patience` (ms) is to be told now.
-    fn due(&mut self, name: &str, lasts: bool, now: i64, patience: i64, gap: i64) -> bool {
+    /// Whether a topic that lasts (since when, as far as this run knows) is to be told now: after
+    /// `patience` (ms), `gap` after the last time. What lasts over a restart goes on where it was.
+    fn due(&mut self, name: &str, lasts: Option<i64>, now: i64, patience: i64, gap: i64) -> bool {
         let topic = self.topics.entry(name.into()).or_default();
-        if !lasts {
+        let Some(began) = lasts else {
             (topic.told, topic.since) = (false, None);
             return false;
-        }
-        let since = *topic.since.get_or_insert(now);
+        };
+        let since = *topic.since.get_or_insert(began);
         let tell = !topic.told
             && now - since >= patience
             && (topic.last == 0 || now - topic.last >= gap || now < topic.last);
@@ -283,6 +293,7 @@ async fn round(
     for (event, severity, message, details) in told.look(&now, config) {
         tracing::info!(event, severity, "telling: {message}");
         let event = Event {
+            id: bson::oid::ObjectId::new().to_hex(),
             event: event.into(),
             severity: severity.into(),
             message,

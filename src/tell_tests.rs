@@ -47,6 +47,15 @@ fn an_outage_is_told_once_and_its_end_too() {
     ] {
         assert_eq!(told(&mut t, &now), expected, "{now:?}");
     }
+    let mut after_a_restart = Told::default();
+    assert_eq!(told(&mut after_a_restart, &offline(60)), ["offline"]);
+    // The new process knows only since its own start that the link is away.
+    let anew = Outlook {
+        offline: Some((calm(70).at, String::new())),
+        ..calm(70)
+    };
+    assert_eq!(told(&mut after_a_restart, &anew), [""; 0], "no repeat");
+    assert_eq!(told(&mut after_a_restart, &calm(71)), ["online"]);
     let short = Outlook {
         offline: Some((calm(6010).at, String::new())),
         ..calm(6015)

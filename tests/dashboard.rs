@@ -203,8 +203,10 @@ async fn people_are_told_once_by_webhook_and_command_and_the_heart_beats() {
     ear.wait("online").await;
     let events = ear.events("/hook");
     for name in ["conflicts", "offline", "online"] {
-        let count = events.iter().filter(|e| e["event"] == name).count();
-        assert_eq!(count, 1, "{name} is told once: {events:?}");
+        // A kill between a delivery and its record delivers the same one again.
+        let of = events.iter().filter(|e| e["event"] == name);
+        let ids: std::collections::BTreeSet<String> = of.map(|e| e["id"].to_string()).collect();
+        assert_eq!(ids.len(), 1, "{name} is told once: {events:?}");
     }
     let by_command = std::fs::read_to_string(&told).unwrap();
     let lines: Vec<Value> = by_command

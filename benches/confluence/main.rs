@@ -11,6 +11,7 @@ mod bare;
 mod common;
 mod cost;
 mod drain;
+mod flow;
 mod meter;
 
 mod table;
@@ -18,9 +19,12 @@ mod whole;
 
 use table::Table;
 
-const CASES: [&str; 8] = [
+const CASES: [&str; 11] = [
     "drain",
     "stamped",
+    "edits",
+    "apply",
+    "latency",
     "far",
     "wire",
     "idle",
@@ -64,6 +68,9 @@ async fn main() {
         match case {
             "drain" => drain::fast(&mut table, scale, false).await,
             "stamped" => drain::fast(&mut table, scale, true).await,
+            "edits" => flow::edits(&mut table, scale).await,
+            "apply" => flow::apply(&mut table, scale).await,
+            "latency" => flow::latency(&mut table, scale).await,
             "far" => drain::far(&mut table, scale).await,
             "wire" => cost::wire(&mut table, scale).await,
             "idle" => cost::idle(&mut table, scale).await,

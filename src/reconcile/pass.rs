@@ -281,6 +281,11 @@ impl Pass<'_> {
                 let reason = self.shared.link.snapshot().reason;
                 return Err(Failure::offline(reason.unwrap_or(Reason::Offline)));
             }
+            if self.shared.is_quiet() {
+                since = tokio::time::Instant::now();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
             let waiting = self
                 .shared
                 .store
