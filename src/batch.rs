@@ -316,6 +316,7 @@ fn settle_intent(
     }
     settlements.push(Settlement::NotLanded {
         key: item.work.key.clone(),
+        now: actual.map(Cow::into_owned),
     });
     true
 }
@@ -421,7 +422,7 @@ async fn write_all(
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }
-    settle::put_intents(shared, settings, &planned).await?;
+    settle::put_intents(shared, settings, items, &planned).await?;
     shared.failpoints.crash("before_write");
     let (planned, mut failed) = transaction::send(shared, settings, items, planned).await?;
     let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();

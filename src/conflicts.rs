@@ -10,6 +10,7 @@ use crate::guard::Duplicate;
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer};
 use crate::store;
+use crate::store::base;
 use crate::store::cases::{self, Case};
 use crate::store::queue::{self, Work};
 use crate::store::records::{self, OpenConflict};
@@ -244,13 +245,9 @@ pub fn hold(c: &Connection, work: &Work, held: &str, reason: &str) -> rusqlite::
     Ok(())
 }
 
-/// Puts on record a clash that the policy settled, with every version (R21) and what came of it.
-pub fn settled_by_policy(
-    c: &Connection,
-    found: &Found,
-    strategy: &str,
-    result: Option<&[u8]>,
-) -> rusqlite::Result<()> {
+/// The record of a clash that the policy settles, with every version (R21) and what comes of it. It
+/// is kept before the write and goes on its way by [`overruled`] once the write may have happened.
+pub fn settled_by_policy(found: &Found, strategy: &str, result: Option<&[u8]>) -> Vec<u8> {
     let mut w = Writer::new();
     for e in raw::elements(&found.record()).map_while(Result::ok) {
         w.whole(e.whole);
@@ -260,8 +257,29 @@ pub fn settled_by_policy(
         .str("resolvedBy", "policy");
     put_result(&mut w, result);
     w.date("resolvedAt", chrono::Utc::now().timestamp_millis());
-    records::put_record(c, "conflict_logs", &ObjectId::new().bytes(), &w.finish())?;
-    count(c)
+    w.finish()
+}
+
+/// The write that settles a clash by policy happened, or may have: its record goes on its way.
+pub fn overruled(c: &Connection, key: &Key) -> rusqlite::Result<()> {
+    if let Some((doc, _)) = records::take_overruled(c, key)? {
+        records::put_record(c, "conflict_logs", &ObjectId::new().bytes(), &doc)?;
+        count(c)?;
+    }
+    Ok(())
+}
+
+/// No answer came to that write, and its result is not to be seen: either it never happened, then
+/// what it would have replaced is still there; or somebody has written since.
+pub fn perhaps_overruled(c: &Connection, key: &Key, now: Option<&[u8]>) -> rusqlite::Result<()> {
+    let Some((doc, gone)) = records::take_overruled(c, key)? else {
+        return Ok(());
+    };
+    if gone.as_deref() != now.map(base::digest).as_ref().map(<[u8; 32]>::as_slice) {
+        records::put_overruled(c, key, &doc, None)?;
+        overruled(c, key)?;
+    }
+    Ok(())
 }
 
 /// The content that a resolution gave the document, for `undo`; left out where it has no room.

@@ -145,39 +145,36 @@ impl Daemon {
         let config = &settings.config;
         let mut tasks: JoinSet<(&'static str, Result<(), Failure>)> = JoinSet::new();
         macro_rules! task {
-            ($name:literal, $future:expr) => {{
-                let future = $future;
-                tasks.spawn(async move { ($name, future.await) });
-            }};
+            ($name:literal, $run:expr) => {
+                tasks.spawn(lasting($name, shared.clone(), $run))
+            };
         }
         for db in &config.databases {
-            task!(
-                "capture",
-                tail::run(shared.clone(), Side::Local, db.clone())
-            );
+            let db = db.clone();
+            task!("capture", move |s| tail::run(s, Side::Local, db.clone()));
         }
-        task!("recorder", recorder::run(shared.clone()));
-        task!("stamper", stamp::run(shared.clone()));
-        task!("probe", probe::run(shared.clone()));
-        task!("watch", watch(self.handle.clone()));
-        task!("history", history::run(shared.clone()));
-        task!("tell", tell::run(self.handle.clone()));
-        task!("watermark", watermark::run(shared.clone()));
-        task!("disk", disk::run(shared.clone()));
+        task!("recorder", recorder::run);
+        task!("stamper", stamp::run);
+        task!("probe", probe::run);
+        let handle = self.handle.clone();
+        task!("watch", move |_| watch(handle.clone()));
+        task!("history", history::run);
+        let handle = self.handle.clone();
+        task!("tell", move |_| tell::run(handle.clone()));
+        task!("watermark", watermark::run);
+        task!("disk", disk::run);
         if config.remote_uri.is_some() {
             if config.pull.follow {
                 for db in &config.databases {
-                    task!(
-                        "follow",
-                        tail::run(shared.clone(), Side::Remote, db.clone())
-                    );
+                    let db = db.clone();
+                    task!("follow", move |s| tail::run(s, Side::Remote, db.clone()));
                 }
             }
-            task!("pull", pull::run(shared.clone()));
-            task!("worker", worker::run(shared.clone()));
-            task!("reconcile", reconcile::run(shared.clone()));
-            task!("rulings", ruling::run(shared.clone()));
-            task!("schema", schema::run(shared.clone()));
+            task!("pull", pull::run);
+            task!("worker", worker::run);
+            task!("reconcile", reconcile::run);
+            task!("rulings", ruling::run);
+            task!("schema", schema::run);
         } else {
             shared.notice("remote", Some(CommandError::NotConfigured.to_string()));
         }
@@ -200,6 +197,26 @@ impl Daemon {
         })
         .await;
         verdict
+    }
+}
+
+/// Runs a task; one that the state's full disk ended begins anew until there is room (R22).
+async fn lasting<F: Future<Output = Result<(), Failure>>>(
+    name: &'static str,
+    shared: Arc<Shared>,
+    run: impl Fn(Arc<Shared>) -> F,
+) -> (&'static str, Result<(), Failure>) {
+    loop {
+        match run(shared.clone()).await {
+            Err(failure) if failure.class == Class::Transient => {
+                tracing::debug!(task = name, %failure, "begins anew");
+                tokio::select! {
+                    () = shared.cancel.cancelled() => return (name, Ok(())),
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                }
+            }
+            outcome => return (name, outcome),
+        }
     }
 }
 

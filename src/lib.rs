@@ -108,3 +108,6 @@ pub mod walk;
 pub mod watermark;
 pub mod words;
 pub mod worker;
+
+#[cfg(test)]
+mod parse_tests;

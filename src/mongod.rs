@@ -32,6 +32,11 @@ pub struct ServerOptions {
     pub oplog_mb: u32,
     /// Further arguments for `mongod`.
     pub extra_args: Vec<String>,
+    /// Further environment of `mongod`.
+    pub env: Vec<(String, String)>,
+    /// Whether to make it a set of its own and wait until it takes writes. `false` for a member of
+    /// a larger set, which somebody else initiates: then it only has to answer.
+    pub initiate: bool,
 }
 
 impl Default for ServerOptions {
@@ -42,6 +47,8 @@ impl Default for ServerOptions {
             auth: None,
             oplog_mb: 64,
             extra_args: vec![],
+            env: vec![],
+            initiate: true,
         }
     }
 }
@@ -127,6 +134,11 @@ impl MongoServer {
     /// The process id while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Whether the server runs, suspended or not.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(Child::is_running)
     }
 
     /// URI for applications: credentials and replica set included where there are any.
@@ -246,6 +258,7 @@ impl MongoServer {
         let child = Child::spawn(
             Command::new(&self.binary)
                 .args(self.arguments())
+                .envs(self.options.env.iter().map(|(name, value)| (name, value)))
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log),
@@ -283,6 +296,7 @@ impl MongoServer {
                 self.log_path().display()
             );
             match admin.run_command(doc! {"hello": 1}).await {
+                Ok(_) if !self.options.initiate => return Ok(()),
                 Ok(hello) if is_writable(&hello) => break,
                 Ok(hello) => {
                     if hello.get_str("setName").is_err() {

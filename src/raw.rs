@@ -220,6 +220,12 @@ impl Writer {
         self.value(name, 0x09, &millis.to_le_bytes())
     }
 
+    /// A timestamp of the oplog.
+    pub fn timestamp(&mut self, name: impl AsRef<[u8]>, time: bson::Timestamp) -> &mut Self {
+        let (increment, time) = (time.increment.to_le_bytes(), time.time.to_le_bytes());
+        self.value(name, 0x11, &[increment, time].concat())
+    }
+
     /// An embedded document given whole.
     pub fn doc(&mut self, name: impl AsRef<[u8]>, doc: &[u8]) -> &mut Self {
         self.value(name, DOCUMENT, doc)

@@ -33,8 +33,8 @@ pub(crate) enum Settlement {
     Held { work: Work, found: Box<Found> },
     /// A write that may have happened did.
     Landed { work: Work, intent: Intent },
-    /// It did not, and can't any more.
-    NotLanded { key: Key },
+    /// It did not, and can't any more, or somebody has written since: what stands there now.
+    NotLanded { key: Key, now: Option<Vec<u8>> },
     /// It may still happen.
     Deferred { work: Work, wait: Duration },
 }
@@ -112,10 +112,14 @@ pub(crate) async fn commit(
                     Settlement::Landed { work, intent } => {
                         base::put(c, &work.key, intent.base_after.as_deref())?;
                         base::drop_intent(c, &work.key)?;
+                        conflicts::overruled(c, &work.key)?;
                         // Nobody knows which events of it are still owed, nor whether the stamp was lost.
                         records::put_stamp(c, &work.key, &work.id)?;
                     }
-                    Settlement::NotLanded { key } => base::drop_intent(c, key)?,
+                    Settlement::NotLanded { key, now } => {
+                        base::drop_intent(c, key)?;
+                        conflicts::perhaps_overruled(c, key, now.as_deref())?;
+                    }
                     Settlement::Deferred { work, wait } => {
                         let until = now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2);
                         for side in [Side::Local, Side::Remote] {
@@ -166,35 +170,77 @@ fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite:
     Ok(())
 }
 
-/// Stores the intents of a batch before its first write (R3).
+/// What a write of a batch may leave behind: its intent, and the record of the clash it settles.
+struct Ahead {
+    key: Key,
+    intent: Intent,
+    /// The record, and the digest of what the write replaces.
+    overruled: Option<(Vec<u8>, Option<[u8; 32]>)>,
+}
+
+/// Stores the intents of a batch before its first write (R3), and the records of the clashes that
+/// these writes settle (R21).
 pub(crate) async fn put_intents(
     shared: &Arc<Shared>,
     settings: &Settings,
+    items: &[Item],
     planned: &[Planned],
 ) -> Result<(), Failure> {
     let epoch = shared.store.epoch();
     let updated_at = &settings.config.fields.updated_at;
     let base_first = shared.failpoints.mutated("base_first");
     let no_intent = shared.failpoints.mutated("no_intent");
-    let intents: Vec<_> = planned
+    let ahead: Vec<Ahead> = planned
         .iter()
-        .map(|p| (p.write.key.clone(), p.intent(epoch, updated_at)))
+        .map(|p| Ahead {
+            key: p.write.key.clone(),
+            intent: p.intent(epoch, updated_at),
+            overruled: p.clash.as_ref().map(|clash| {
+                let item = &items[p.item];
+                let strategy = policy_name(settings.policy(&item.ns.coll), clash.kind);
+                let found = batch::overruled(item, clash);
+                let record = conflicts::settled_by_policy(&found, strategy, p.write.new.as_deref());
+                (record, p.write.expect.as_deref().map(base::digest))
+            }),
+        })
         .collect();
     shared
         .store
         .call(move |c| {
-            for (key, intent) in &intents {
+            let stale = records::any_overruled(c)?;
+            for Ahead {
+                key,
+                intent,
+                overruled,
+            } in &ahead
+            {
                 if base_first {
                     base::put(c, key, intent.base_after.as_deref())?;
                 }
                 if !no_intent {
                     base::put_intent(c, key, intent)?;
                 }
+                match overruled {
+                    Some((record, gone)) => records::put_overruled(c, key, record, gone.as_ref())?,
+                    None if stale => drop(records::take_overruled(c, key)?),
+                    None => {}
+                }
             }
             Ok(())
         })
         .await
         .map_err(store_failed)
+}
+
+/// Name of what settled a clash, in its record.
+fn policy_name(policy: Policy, kind: Kind) -> &'static str {
+    match policy {
+        Policy::Manual if kind == Kind::DeleteUpdate => "keep_update",
+        // Without a person only a first sync goes by the clock.
+        Policy::Manual | Policy::NewestWins => "newest_wins",
+        Policy::LocalWins => "local_wins",
+        Policy::RemoteWins => "remote_wins",
+    }
 }
 
 /// One verdict with all that its settlement needs, free of borrows.
@@ -206,7 +252,8 @@ struct Settled {
     verdict: Verdict,
     /// Somebody else's insert was taken for the echo of this one, which failed.
     missed: bool,
-    overruled: Option<Found>,
+    /// Collection and kind of the clash that it settled.
+    overruled: Option<(String, Kind)>,
     rejected: Option<Found>,
 }
 
@@ -260,10 +307,8 @@ pub(crate) async fn verdicts(
                 let waited = row.as_ref().map_or(0, |r| now - r.at);
                 shared.metrics.moved(planned.side, bytes, waited);
                 lock(&shared.activity).insert(item.ns.shown.clone(), now);
-                overruled = planned
-                    .clash
-                    .as_ref()
-                    .map(|clash| batch::overruled(item, clash));
+                let clash = planned.clash.as_ref();
+                overruled = clash.map(|clash| (item.ns.shown.clone(), clash.kind));
                 base = planned.base_after.as_deref().map(base::encode);
                 if planned.last {
                     State::Done
@@ -307,9 +352,6 @@ pub(crate) async fn verdicts(
             rejected: refused,
         });
     }
-    let policy = indexes
-        .first()
-        .map_or(Policy::Manual, |i| settings.policy(&items[*i].ns.coll));
     let retry = settings.config.retry.clone();
     let stamping = settings.config.sync.stamp_documents;
     let no_seq = shared.failpoints.mutated("clear_noseq");
@@ -328,12 +370,11 @@ pub(crate) async fn verdicts(
                 }
                 match &s.verdict {
                     Verdict::Done => {
-                        done(c, s, policy, stamping, no_seq)?;
+                        done(c, s, stamping, no_seq)?;
                         if s.planned.last && any_open {
                             conflicts::close_if_open(c, key)?;
                         }
-                        conflicts
-                            .extend(s.overruled.as_ref().map(|f| (f.collection.clone(), f.kind)));
+                        conflicts.extend(s.overruled.clone());
                         if !s.planned.last {
                             let now = Utc::now().timestamp_millis();
                             queue::enqueue(c, Side::Remote, &[s.look()], now)?;
@@ -341,9 +382,11 @@ pub(crate) async fn verdicts(
                                 queue::get_row(c, Side::Remote, key)?;
                         }
                     }
-                    Verdict::Modified | Verdict::Duplicate(_) => base::drop_intent(c, key)?,
+                    Verdict::Modified => not_done(c, key)?,
+                    // It may yet be done, in a transaction; its record waits for that.
+                    Verdict::Duplicate(_) => base::drop_intent(c, key)?,
                     Verdict::Rejected { message, .. } => {
-                        base::drop_intent(c, key)?;
+                        not_done(c, key)?;
                         conflicts.extend(refuse(c, s, message, max_retries, &retry)?);
                     }
                     Verdict::Unknown { .. } => {}
@@ -374,10 +417,15 @@ pub(crate) async fn verdicts(
     Ok(())
 }
 
+/// The server said that it did not write.
+fn not_done(c: &rusqlite::Connection, key: &Key) -> rusqlite::Result<()> {
+    base::drop_intent(c, key)?;
+    records::take_overruled(c, key).map(drop)
+}
+
 fn done(
     c: &rusqlite::Connection,
     s: &Settled,
-    policy: Policy,
     stamping: bool,
     no_seq: bool,
 ) -> rusqlite::Result<()> {
@@ -385,16 +433,7 @@ fn done(
     let key = &p.write.key;
     base::put_encoded(c, key, s.base.as_deref())?;
     base::drop_intent(c, key)?;
-    if let Some(found) = &s.overruled {
-        let strategy = match policy {
-            Policy::Manual if found.kind == Kind::DeleteUpdate => "keep_update",
-            // Without a person only a first sync goes by the clock.
-            Policy::Manual | Policy::NewestWins => "newest_wins",
-            Policy::LocalWins => "local_wins",
-            Policy::RemoteWins => "remote_wins",
-        };
-        conflicts::settled_by_policy(c, found, strategy, p.write.new.as_deref())?;
-    }
+    conflicts::overruled(c, key)?;
     if p.last {
         remove_rows(c, &s.work, no_seq)?;
         if stamping && p.side == Side::Remote {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
 use mongodb::options::{ClientOptions, Compressor};
@@ -50,6 +50,8 @@ pub struct Endpoint {
     pub journal: OnceLock<Store>,
     /// What may go over the link; without one, anything.
     pub budget: OnceLock<Arc<Budget>>,
+    /// The latest time of an event that its stream has told.
+    told: Mutex<Option<Timestamp>>,
     /// Told when a heartbeat fails: sooner than any operation would notice.
     pub trouble: Arc<Notify>,
 }
@@ -122,6 +124,7 @@ impl Endpoint {
             last_heartbeat,
             sessions: Arc::default(),
             journal: OnceLock::new(),
+            told: Mutex::default(),
             budget: OnceLock::new(),
             trouble,
         })
@@ -212,7 +215,15 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Reads documents of one collection by `_id`, majority committed; absent ones are left out.
+    /// An event of that time was told: no later read may show less.
+    pub fn told(&self, time: Timestamp) {
+        let mut told = lock(&self.told);
+        *told = (*told).max(Some(time));
+    }
+
+    /// Reads documents of one collection by `_id`, majority committed and never older than the last
+    /// event told: a new primary may show an older state for a moment, and an event whose document
+    /// then looks unchanged would be taken for an echo. Absent ones are left out.
     pub async fn read(
         self: &Arc<Self>,
         db: &str,
@@ -232,7 +243,11 @@ impl Endpoint {
         }
         w.close().close().close();
         w.i32("batchSize", i32::try_from(count + 1).unwrap_or(i32::MAX));
-        w.open("readConcern").str("level", "majority").close();
+        w.open("readConcern").str("level", "majority");
+        if let Some(time) = *lock(&self.told) {
+            w.timestamp("afterClusterTime", time);
+        }
+        w.close();
         let mut found = HashMap::with_capacity(count);
         if count == 0 {
             return Ok(found);

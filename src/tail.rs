@@ -172,12 +172,19 @@ async fn position(
     endpoint: &Endpoint,
 ) -> Result<Result<ResumeToken, Timestamp>, Stop> {
     let saved: Option<Vec<u8>> = shared.store.get_meta(&token_name(side, db)).await?;
+    let damaged = saved.is_some();
     let token = saved.and_then(|bytes| {
+        // The server takes some that say nothing, and then tells nothing: each has its time.
+        token_time(RawDocument::from_bytes(&bytes).ok()?)?;
         let doc = Document::from_reader(bytes.as_slice()).ok()?;
         bson::deserialize_from_bson::<ResumeToken>(Bson::Document(doc)).ok()
     });
     if let Some(token) = token {
         return Ok(Ok(token));
+    }
+    if damaged {
+        let failure = Failure::fatal("the saved position is damaged");
+        lose_history(shared, side, db, &failure).await?;
     }
     let hello = endpoint.hello().await;
     shared.note(side, &hello);
@@ -223,7 +230,16 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     let stream = timeout(deadline(0), async { watch.await }).await;
     let stream = stream
         .map_err(|_| Failure::timeout().of(side))?
-        .map_err(|e| endpoint.failure(&e))?;
+        .map_err(|e| {
+            let mut failure = endpoint.failure(&e);
+            // What it refuses may be the position, damaged in our file or of another version. The
+            // next try has none, and tells whether it was that.
+            let unauthorized = failure.code == Some(UNAUTHORIZED);
+            if fresh.is_none() && failure.class == Class::Rejected && !unauthorized {
+                failure.class = Class::HistoryLost;
+            }
+            failure
+        })?;
     let mut stream = stream.with_type::<RawDocumentBuf>();
     if fresh.is_some() {
         shared.echoes.forget(side);
@@ -387,6 +403,9 @@ async fn commit(
     if shared.failpoints.mutated("token_first") {
         shared.store.set_meta(&name, token.clone()).await?;
         shared.failpoints.crash("token_before_enq");
+    }
+    if let Some(seen) = seen {
+        shared.endpoint(side)?.told(seen);
     }
     let failpoints = shared.clone();
     // At the limit only the fact that something changed is kept (R22).

@@ -10,6 +10,7 @@ pub(crate) mod configured;
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::batch::{Item, State};
 use crate::conflicts::{self, Found};
@@ -25,6 +26,9 @@ use crate::side::Endpoint;
 use crate::store::base::{self, Intent};
 use crate::store::queue::{self, Work};
 use crate::store::records;
+
+/// How long a document is waited for that another batch works on.
+const BORROWING: Duration = Duration::from_secs(3);
 
 /// Longest chain of documents that pass a value on; beyond it the first one is retried later.
 const LONGEST: usize = 64;
@@ -77,6 +81,12 @@ pub(crate) async fn untie_all(
                 tracing::debug!(key = ?items[i].work.key, why, "a unique value is in the way");
                 items[i].state = State::Look;
             }
+            Answer::Busy => {
+                // By chance, or those of a cycle that each hold one would meet again and again.
+                let wait = Duration::from_millis(rand::random_range(200..1_500));
+                crate::settle::put_back(shared, vec![items[i].work.claim_only()], wait).await?;
+                items[i].state = State::Done;
+            }
             Answer::Conflict(blocker, dup) => {
                 record(shared, &items[i], side, &blocker, &dup).await?;
                 items[i].state = State::Done;
@@ -127,8 +137,10 @@ async fn record(
 enum Answer {
     /// These keys are written.
     Untied(HashSet<Key>),
-    /// Something moved, or is being worked on: look again.
+    /// Something moved: look again.
     Again(&'static str),
+    /// A document in the way is being worked on: all is let go of, and tried again later.
+    Busy,
     /// This document keeps the value.
     Conflict(Vec<u8>, Box<Duplicate>),
 }
@@ -174,6 +186,22 @@ impl Knot<'_> {
         (answer, borrowed)
     }
 
+    /// Takes a key for the batch that works on `own`. One that another batch holds is waited for, but
+    /// only by the smaller key: of a cycle of documents whose batches each hold one, the greatest
+    /// lets go, and the others can go on. Bounded, since the batch keeps others waiting meanwhile.
+    async fn borrow(&self, own: &Key, key: &Key) -> bool {
+        let deadline = Instant::now() + BORROWING;
+        loop {
+            if lock(&self.shared.busy).insert(key.clone()) {
+                return true;
+            }
+            if own.as_bytes() > key.as_bytes() || Instant::now() > deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     async fn follow(
         &self,
         work: &Work,
@@ -204,8 +232,8 @@ impl Knot<'_> {
             };
             let key = Key::new(self.ns, &id);
             if !self.mine.contains(&key) && !borrowed.contains(&key) {
-                if !lock(&self.shared.busy).insert(key.clone()) {
-                    return Ok(Answer::Again("the holder is being worked on"));
+                if !self.borrow(&work.key, &key).await {
+                    return Ok(Answer::Busy);
                 }
                 borrowed.push(key.clone());
             }
@@ -416,6 +444,7 @@ fn written(c: &rusqlite::Connection, chain: &[Member], stamping: bool) -> rusqli
         let key = &m.write.key;
         base::put(c, key, m.write.new.as_deref())?;
         base::drop_intent(c, key)?;
+        conflicts::overruled(c, key)?;
         for (side, row) in [(Side::Local, &m.work.outbox), (Side::Remote, &m.work.inbox)] {
             if let Some(row) = row {
                 queue::remove(c, side, key, row.seq)?;

@@ -21,10 +21,11 @@ mod hash;
 
 use std::sync::Arc;
 
+use bson::doc;
 use tokio::sync::mpsc;
 
 use crate::decide::Side;
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
 use crate::raw::Writer;
 use crate::shared::{Settings, Shared, lock};
@@ -32,6 +33,12 @@ use crate::side::{Endpoint, Rows};
 
 /// Bytes of documents that one answer of a server shall hold: several cursors are open at once.
 const ANSWER: u64 = 1 << 20;
+
+/// Bytes of an average document where a server does not tell.
+const USUAL: u64 = 1024;
+
+/// The server's `NamespaceNotFound`.
+const NO_SUCH_COLLECTION: i32 = 26;
 
 /// Documents that are sent to the receiver together.
 const SOME: usize = 500;
@@ -188,9 +195,19 @@ impl Place {
         });
         match asked.await {
             Ok(()) => Ok(size),
-            Err(f) if f.is_offline() => Err(f),
-            // No such collection, or not allowed: then the ranges are those of a small one.
-            Err(_) => Ok(size),
+            Err(f) if f.is_offline() || f.class == Class::Transient => Err(f),
+            Err(f) if f.code == Some(NO_SUCH_COLLECTION) => Ok(size),
+            // Not offered to us: then it has to do without the bytes.
+            Err(_) => {
+                let count = doc! {"count": &self.coll};
+                let counted = endpoint.run_doc(&self.db, count).await?;
+                let n = counted.get_i32("n").map(i64::from);
+                let n = n.or_else(|_| counted.get_i64("n")).unwrap_or(0);
+                Ok(Size {
+                    documents: u64::try_from(n).unwrap_or(0),
+                    average: USUAL,
+                })
+            }
         }
     }
 

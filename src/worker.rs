@@ -3,8 +3,8 @@
 //! Never two batches hold the same key. Batches are sized by documents; while the link is away or
 //! `pause` is in force nothing is claimed. Stopping does not drain: the queue is on disk.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -72,13 +72,24 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 () = shared.wake.notified() => {}
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
-            drop_echoes(&shared).await?;
+            match drop_echoes(&shared).await {
+                Err(failure) if failure.class != Class::Transient => return Err(failure),
+                _ => {}
+            }
             queues = start();
             continue;
         }
         while batches.len() < BATCHES && rest <= Instant::now() {
-            let Some(works) = claim(&shared, &mut queues).await? else {
-                break;
+            let works = match claim(&shared, &mut queues).await {
+                Ok(Some(works)) => works,
+                Ok(None) => break,
+                // The state's disk is full: it is waited out, with what is under way (R22).
+                Err(failure) if failure.class == Class::Transient => {
+                    tracing::debug!(%failure, "nothing can be claimed");
+                    rest = Instant::now() + retry.next_delay().min(LONGEST_PAUSE);
+                    break;
+                }
+                Err(failure) => return Err(failure),
             };
             shared.in_flight.fetch_add(1, Ordering::Relaxed);
             let shared = shared.clone();
@@ -150,12 +161,27 @@ async fn claim(
             continue;
         }
         let what = what(shared, &settings, q, settings.config.sync.batch_size);
-        let context = shared.clone();
+        let (context, taken) = (shared.clone(), Arc::new(Mutex::new(Vec::new())));
+        let noted = taken.clone();
         let claimed = shared
             .store
-            .call(move |c| claim::claim(c, &what, &mut lock(&context.busy)))
+            .call(move |c| {
+                let claimed = claim::claim(c, &what, &mut lock(&context.busy))?;
+                lock(&noted).extend(claimed.0.iter().map(|work| work.key.clone()));
+                Ok(claimed)
+            })
             .await;
-        let (works, next) = claimed.map_err(crate::settle::store_failed)?;
+        let (works, next) = match claimed {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                // The claim was not committed: nobody works on these.
+                let mut busy = lock(&shared.busy);
+                for key in lock(&taken).iter() {
+                    busy.remove(key);
+                }
+                return Err(crate::settle::store_failed(error));
+            }
+        };
         match next {
             Some(after) => q.after = after,
             None => {

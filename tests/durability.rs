@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use common::kit::{Docs, PATIENT, both, converged_without_conflict, cut, set, wait_content};
+use common::kit::{
+    Docs, PATIENT, body, both, conflicts_now, content, converged_without_conflict, cut, set,
+    wait_content,
+};
 use common::{Daemon, World, wait_for};
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
@@ -366,4 +369,53 @@ async fn r5_the_servers_killed_together_come_back_to_what_was_acknowledged() {
     .await;
     converged_without_conflict(&world, &daemon).await;
     assert_eq!(everything(&here).await, ledger);
+}
+
+/// Both sides change the same field, the policy overwrites the remote's version, the answer gets
+/// lost, `then` happens; returns the remote versions on record.
+async fn overwritten(test: &str, then: impl AsyncFnOnce(&Docs, &Docs)) -> Vec<i32> {
+    let world = World::new(test).await;
+    let policy = "sync.conflict_resolution_strategy";
+    let settings = world.settings().set(policy, "\"local_wins\"");
+    let daemon = world.start_with(settings).await;
+    agreed(&world, &daemon, doc! {"_id": 1, "v": 0}).await;
+    let (here, there) = both(&world, "c");
+    cut(&world, &daemon).await;
+    set(&here, 1, doc! {"v": 1}).await;
+    set(&there, 1, doc! {"v": 2}).await;
+    // The first try doesn't know the remote's version yet and is refused.
+    for lost in 1.. {
+        world.link.lose_next_reply("update", AfterLoss::CutLink);
+        world.link.set(Mode::Pass);
+        world.link.wait_lost_replies(lost).await;
+        if content(&there, 1).await == Ok(Some(doc! {"_id": 1, "v": 1})) {
+            break;
+        }
+    }
+    then(&here, &there).await;
+    world.link.heal();
+    world.wait_converged_within(PATIENT, &daemon).await;
+    let versions = conflicts_now(&world, &daemon).await;
+    let v = |record: &Document| {
+        body(record, "remoteDocument")
+            .unwrap()
+            .get_i32("v")
+            .unwrap()
+    };
+    versions.iter().map(v).collect()
+}
+
+#[tokio::test]
+async fn r21_what_was_overwritten_is_on_record_though_the_answer_got_lost() {
+    let found = overwritten("r21_lost", async |_, _| {}).await;
+    assert_eq!(found, [2]);
+}
+
+#[tokio::test]
+async fn r21_what_was_overwritten_is_on_record_though_somebody_wrote_since() {
+    let found = overwritten("r21_since", async |_, there| {
+        set(there, 1, doc! {"v": 5}).await;
+    })
+    .await;
+    assert_eq!(found, [2, 5]);
 }

@@ -66,6 +66,22 @@ pub fn claim(
     busy: &mut HashSet<Key>,
 ) -> rusqlite::Result<(Vec<Work>, Option<i64>)> {
     let mut works = Vec::new();
+    let outcome = fill(c, what, busy, &mut works);
+    if outcome.is_err() {
+        // A failed claim takes nothing.
+        for work in &works {
+            busy.remove(&work.key);
+        }
+    }
+    Ok((works, outcome?))
+}
+
+fn fill(
+    c: &Connection,
+    what: &Claim,
+    busy: &mut HashSet<Key>,
+    works: &mut Vec<Work>,
+) -> rusqlite::Result<Option<i64>> {
     let mut at = what.after;
     // Rows passed over cost little, but a claim must end: the thread serves others too.
     let mut budget = 20_000_usize;
@@ -77,7 +93,7 @@ pub fn claim(
     let mut rows = rows.query(params![at, i64::try_from(budget).unwrap_or(i64::MAX)])?;
     while let Some(r) = rows.next()? {
         if what.limit > 0 && works.len() >= what.limit {
-            return Ok((works, Some(at)));
+            return Ok(Some(at));
         }
         budget -= 1;
         let key = r.get_ref(1)?.as_blob()?;
@@ -93,11 +109,10 @@ pub fn claim(
         let first = found(r)?;
         match transaction {
             None => works.extend(take(c, what, busy, (first, None))?),
-            Some(transaction) => works.extend(together(c, what, busy, (first, transaction))?),
+            Some(transaction) => together(c, what, busy, works, (first, transaction))?,
         }
     }
-    let end = if budget == 0 { Some(at) } else { None };
-    Ok((works, end))
+    Ok((budget == 0).then_some(at))
 }
 
 /// Claims a row, unless it is busy, not wanted, or an echo.
@@ -173,11 +188,12 @@ fn together(
     c: &Connection,
     what: &Claim,
     busy: &mut HashSet<Key>,
+    works: &mut Vec<Work>,
     (first, transaction): (Found, i64),
-) -> rusqlite::Result<Vec<Work>> {
+) -> rusqlite::Result<()> {
     let members = transactions::members(c, transaction)?;
     if members.iter().any(|key| busy.contains(key)) {
-        return Ok(vec![]);
+        return Ok(());
     }
     let mut ready = vec![];
     let mut row = c.prepare_cached(&format!(
@@ -190,9 +206,8 @@ fn together(
     }
     ready.push(first);
     ready.sort_by_key(|m| m.pos);
-    let mut works = Vec::with_capacity(ready.len());
     for member in ready {
         works.extend(take(c, what, busy, (member, Some(transaction)))?);
     }
-    Ok(works)
+    Ok(())
 }

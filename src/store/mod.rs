@@ -332,4 +332,8 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
 }
 
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;

@@ -45,6 +45,35 @@ pub fn drop_record(c: &Connection, n: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// Keeps the record of a clash before the write that settles it: an answer that is lost, or a crash,
+/// must not take what the write replaced from the record (R21). `gone`: digest of that content.
+pub fn put_overruled(
+    c: &Connection,
+    key: &Key,
+    doc: &[u8],
+    gone: Option<&[u8; 32]>,
+) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT OR REPLACE INTO overruled(key, doc, gone) VALUES(?,?,?)")?
+        .execute(params![key.as_bytes(), doc, gone.map(|g| g.as_slice())])?;
+    Ok(())
+}
+
+/// Whether any such record waits.
+pub fn any_overruled(c: &Connection) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT EXISTS(SELECT 1 FROM overruled)")?
+        .query_row([], |r| r.get(0))
+}
+
+/// A record kept ahead, and the digest of what its write replaces.
+pub type Overruled = (Vec<u8>, Option<Vec<u8>>);
+
+/// Takes the record that [`put_overruled`] kept.
+pub fn take_overruled(c: &Connection, key: &Key) -> rusqlite::Result<Option<Overruled>> {
+    c.prepare_cached("DELETE FROM overruled WHERE key = ? RETURNING doc, gone")?
+        .query_row([key.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
+        .optional()
+}
+
 /// A conflict that a key waits on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenConflict {

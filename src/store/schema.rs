@@ -53,10 +53,13 @@ INSERT INTO meta(k, v) VALUES('seq', 0);
 /// gone: documents that such a comparison found missing on a side (0 local, 1 remote).
 /// definitions: indexes and options of a collection; tree 0: as seen on the local side, 1: on the remote,
 /// 2: what both had. transactions: documents of the outbox that one transaction wrote.
+/// overruled: records of clashes that the policy settles by a write which may have happened; gone:
+/// digest of the content that this write replaces, NULL where there was no document.
 const LATER: &str = "
 CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
   seen INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS differences(key BLOB PRIMARY KEY, id BLOB NOT NULL, kind TEXT, repair TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS overruled(key BLOB PRIMARY KEY, doc BLOB NOT NULL, gone BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS walk(ns INTEGER NOT NULL, n INTEGER NOT NULL, first BLOB, last BLOB, exact INTEGER NOT NULL,
   wrapped INTEGER NOT NULL, documents INTEGER, known INTEGER NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY(ns, n)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS gone(key BLOB PRIMARY KEY, id BLOB NOT NULL, side INTEGER NOT NULL) WITHOUT ROWID;

@@ -10,24 +10,26 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../../examples/storm/check.rs"]
 mod check;
 mod faults;
+#[path = "../../examples/storm/scene.rs"]
+mod scene;
+#[allow(dead_code, reason = "the storm uses the rest")]
+#[path = "../../examples/storm/writers.rs"]
 mod writers;
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use check::{Conflict, Ledger, Observed, Problem, Side, check};
+use check::{Ledger, Observed, Problem, Side, check};
 use common::{Daemon, Settings, World};
-use futures::TryStreamExt;
-use mongodb::bson::{Document, RawDocumentBuf, doc};
-use mongodb::options::IndexOptions;
-use mongodb::{Client, Database, IndexModel};
+use mongodb::Client;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use scene::{conflict, documents, prepare};
 use tokio::task::JoinHandle;
-use writers::{HANDED, MERGED, SWAPPED, Shared, WRITERS_A_SIDE, Writer};
+use writers::{Shared, WRITERS_A_SIDE, Writer};
 
 /// Each takes one rule of the protocol away.
 const MUTATIONS: [&str; 7] = [
@@ -110,8 +112,8 @@ async fn every_mutation_is_seen() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_ledger_is_right_about_one_side() {
     let mut world = World::with_own_servers("ledger").await;
-    let shared = Shared::new(prepare(&world).await);
-    let tasks = start_writers(&world, Side::Local, 1, &shared).await;
+    let shared = Shared::new(prepare(&[&world.local], &world.remote).await.unwrap());
+    let tasks = start_writers(&world, Side::Local(0), 1, &shared).await;
     for target in [300, 600] {
         common::wait_for("some writes", async || {
             shared.counter.load(Ordering::Relaxed) > target
@@ -124,10 +126,10 @@ async fn the_ledger_is_right_about_one_side() {
     for task in tasks {
         assert!(task.await.unwrap() > 0);
     }
-    let local = documents(&world, &world.local).await.unwrap();
+    let local = documents(&world.local).await.unwrap();
     let seen = Observed {
         remote: local.clone(),
-        local,
+        locals: vec![local],
         ..Observed::default()
     };
     let ledger = shared.ledger.lock().unwrap().clone();
@@ -140,7 +142,7 @@ async fn history(seed: u64, mutation: &str) -> Vec<Problem> {
     println!("seed {seed} {mutation}");
     let mut rng = StdRng::seed_from_u64(seed);
     let mut world = World::with_own_servers("history").await;
-    let ledger = prepare(&world).await;
+    let ledger = prepare(&[&world.local], &world.remote).await.unwrap();
     let settings = settings(&world, seed, mutation);
     let mut points = failpoints(&mut rng);
     if mutation == "token_first" {
@@ -157,7 +159,7 @@ async fn history(seed: u64, mutation: &str) -> Vec<Problem> {
 
     // WHEN applications write while everything fails
     let shared = Shared::new(ledger);
-    let mut tasks = start_writers(&world, Side::Local, seed, &shared).await;
+    let mut tasks = start_writers(&world, Side::Local(0), seed, &shared).await;
     tasks.extend(start_writers(&world, Side::Remote, seed, &shared).await);
     let faults = faults::run(&mut rng, &mut world, &mut daemon, CHAOS).await;
     shared.stop.store(true, Ordering::Relaxed);
@@ -198,14 +200,14 @@ async fn start_writers(
     shared: &Shared,
 ) -> Vec<JoinHandle<u64>> {
     let server = match side {
-        Side::Local => &world.servers().local,
+        Side::Local(_) => &world.servers().local,
         Side::Remote => &world.servers().remote,
     };
     let uri = server.direct_uri() + "&w=majority&serverSelectionTimeoutMS=3000";
     let mut tasks = Vec::new();
     for index in 0..WRITERS_A_SIDE {
         let client = Client::with_uri_str(&uri).await.expect("a client");
-        let writer = Writer::new(side, index, client, &world.name, seed, shared.clone());
+        let writer = Writer::new(side, index, client, &world.name, shared.clone()).seeded(seed);
         tasks.push(tokio::spawn(writer.run()));
     }
     tasks
@@ -235,35 +237,6 @@ fn failpoints(rng: &mut StdRng) -> String {
     let chosen = FAILPOINTS.iter().filter(|_| rng.random_bool(0.7));
     let named: Vec<String> = chosen.map(|name| format!("{name}:0.004")).collect();
     named.join(",")
-}
-
-/// Indexes on both sides; documents that exist from the start, on the local side.
-async fn prepare(world: &World) -> Ledger {
-    let unique = IndexModel::builder()
-        .keys(doc! {"u": 1})
-        .options(
-            IndexOptions::builder()
-                .unique(true)
-                .partial_filter_expression(doc! {"u": {"$exists": true}})
-                .build(),
-        )
-        .build();
-    for database in [&world.local, &world.remote] {
-        let c = database.collection::<Document>("c");
-        c.create_index(unique.clone()).await.expect("the index");
-    }
-    let merged = (0..MERGED).map(|i| doc! {"_id": format!("B{i}"), "l": 0_i64, "r": 0_i64});
-    let swapped = (0..SWAPPED).map(|i| doc! {"_id": format!("U{i}"), "u": format!("u{i}")});
-    let handed =
-        (0..HANDED).map(|i| doc! {"_id": format!("V-{i}"), "u": format!("handed{i}"), "v": 0_i64});
-    let c = world.local.collection::<Document>("c");
-    c.insert_many(merged.chain(swapped).chain(handed))
-        .await
-        .expect("the first documents");
-    Ledger {
-        swapped: (0..SWAPPED).map(|i| format!("u{i}")).collect(),
-        ..Ledger::default()
-    }
 }
 
 /// Looks until all is well twice in a row, or is wrong and no longer changes.
@@ -302,42 +275,8 @@ async fn observe(world: &World, daemon: &Daemon) -> anyhow::Result<Observed> {
     Ok(Observed {
         outbox: status["pendingDocuments"].as_u64().unwrap_or(u64::MAX),
         inbox: status["pendingInbox"].as_u64().unwrap_or(u64::MAX),
-        local: documents(world, &world.local).await?,
-        remote: documents(world, &world.remote).await?,
+        locals: vec![documents(&world.local).await?],
+        remote: documents(&world.remote).await?,
         conflicts: conflicts.iter().map(conflict).collect(),
     })
-}
-
-async fn documents(
-    world: &World,
-    database: &Database,
-) -> anyhow::Result<BTreeMap<String, (Vec<u8>, Document)>> {
-    let mut all = BTreeMap::new();
-    let mut cursor = database
-        .collection::<RawDocumentBuf>("c")
-        .find(doc! {})
-        .await?;
-    while let Some(body) = cursor.try_next().await? {
-        let content = sangam::compare::content(&body, &world.fields)?;
-        let decoded = Document::from_reader(&content[..])?;
-        all.insert(decoded.get_str("_id")?.to_owned(), (content, decoded));
-    }
-    Ok(all)
-}
-
-/// The document a conflict is about, and whether it waits for a person.
-fn conflict(record: &Document) -> Conflict {
-    let id = |name: &str| record.get_str(name).ok().map(str::to_owned);
-    let body_id = |name: &str| {
-        let body = record.get_document(name).ok()?;
-        Some(body.get_str("_id").ok()?.to_owned())
-    };
-    Conflict {
-        key: id("localId")
-            .or_else(|| id("remoteId"))
-            .or_else(|| body_id("localDocument"))
-            .or_else(|| body_id("remoteDocument"))
-            .unwrap_or_else(|| format!("unknown: {record}")),
-        open: !record.get_bool("resolved").unwrap_or(false),
-    }
 }

@@ -1,0 +1,277 @@
+//! The real binary at one site: configured, started, killed and asked.
+
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use sangam::client::Client;
+use sangam::command::Status;
+use sangam::config::ApiConfig;
+use sangam::process::{Child, describe, free_port};
+
+/// What would go before the configuration file.
+const ENVIRONMENT: [&str; 5] = [
+    "MONGODB_LOCAL_URL",
+    "MONGODB_CLOUD_URL",
+    "DATABASE_NAME",
+    "SANGAM_API_TOKEN",
+    "SANGAM_CONFIG",
+];
+
+/// What differs between daemons.
+pub struct Setup {
+    pub site: usize,
+    pub local_uri: String,
+    pub remote_uri: String,
+    pub state_dir: PathBuf,
+    pub policy: &'static str,
+    pub stamp: bool,
+    pub env: Vec<(String, String)>,
+}
+
+/// A daemon; killed when dropped.
+pub struct Daemon {
+    program: PathBuf,
+    dir: PathBuf,
+    setup: Setup,
+    child: Child,
+    client: Client,
+    /// How it ended when nobody told it to.
+    pub own_ends: Vec<String>,
+    /// It was told to end.
+    told: bool,
+    /// Most memory it was seen to hold, in KiB.
+    pub peak_kib: u64,
+}
+
+impl Daemon {
+    /// Starts it and returns at once.
+    pub fn start(program: &Path, dir: &Path, setup: Setup) -> Result<Self> {
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let toml = toml(dir, &setup, &listen);
+        std::fs::write(dir.join(format!("site{}.toml", setup.site)), toml)?;
+        let child = launch(program, dir, &setup)?;
+        let api = ApiConfig {
+            listen,
+            token: None,
+            tokens: Default::default(),
+            socket: None,
+            tls: None,
+        };
+        Ok(Self {
+            program: program.into(),
+            dir: dir.into(),
+            setup,
+            child,
+            client: Client::new(&api),
+            own_ends: vec![],
+            told: false,
+            peak_kib: 0,
+        })
+    }
+
+    /// `kill -9`.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.note();
+        self.child.kill9()?;
+        Ok(())
+    }
+
+    /// SIGTERM; in ten seconds it has ended.
+    pub async fn terminate(&mut self) -> Result<()> {
+        self.note();
+        self.told = true;
+        let ended = self.child.terminate(Duration::from_secs(10)).await?;
+        // While it starts, before it listens to signals, one ends it as any program.
+        if !ended.success() && ended.signal() != Some(15) {
+            self.own_ends.push(format!("SIGTERM: {}", describe(ended)));
+        }
+        Ok(())
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&mut self, name: &str) -> Result<()> {
+        Ok(self.child.signal(name)?)
+    }
+
+    /// Starts it again, as it may also be running.
+    pub fn respawn(&mut self) -> Result<()> {
+        self.child.kill9()?;
+        self.told = false;
+        self.child = launch(&self.program, &self.dir, &self.setup)?;
+        Ok(())
+    }
+
+    /// Starts it again if it has ended; notes it, if that was its own idea.
+    pub fn look_after(&mut self) -> Result<()> {
+        self.note();
+        if let Some(status) = self.child.exit_status()? {
+            if !self.told && !killed(status) && !self.found_no_room()? {
+                self.own_ends.push(describe(status));
+            }
+            self.respawn()?;
+        }
+        Ok(())
+    }
+
+    /// Whether it ended since its state could not be opened on a full disk: it says so, with the
+    /// remedy, and there is nothing else that it could do.
+    fn found_no_room(&self) -> Result<bool> {
+        let log = std::fs::read_to_string(self.log())?;
+        let mut last = log.lines().rev();
+        Ok(last
+            .next()
+            .is_some_and(|line| line.starts_with("hint: free some space")))
+    }
+
+    fn note(&mut self) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let peak = status.unwrap_or_default();
+        let peak = peak.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|l| l.trim().trim_end_matches(" kB").parse().ok());
+        self.peak_kib = self.peak_kib.max(kib.unwrap_or(0));
+    }
+
+    /// `GET /api/sync/status`.
+    pub async fn status(&self) -> Result<Status> {
+        Ok(self.client.get("/api/sync/status").await?)
+    }
+
+    /// Waits until it captures local changes.
+    pub async fn wait_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        loop {
+            match self.status().await {
+                Ok(status) if status.is_capturing && status.is_online => return Ok(()),
+                other if Instant::now() > deadline => {
+                    let link = other.map(|s| format!("{:?}, {:?}", s.link, s.notices));
+                    bail!(
+                        "the daemon of site {} isn't ready: {link:?}",
+                        self.setup.site
+                    );
+                }
+                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// Its log.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join(format!("site{}.log", self.setup.site))
+    }
+
+    /// Bytes in the state folder.
+    pub fn state_bytes(&self) -> Result<u64> {
+        let mut sum = 0;
+        for entry in std::fs::read_dir(&self.setup.state_dir)? {
+            let entry = entry?;
+            if entry.file_name() != super::faults::FILLER {
+                sum += entry.metadata()?.len();
+            }
+        }
+        Ok(sum)
+    }
+
+    /// The state folder.
+    pub fn state_dir(&self) -> &Path {
+        &self.setup.state_dir
+    }
+}
+
+/// By us, or by a failpoint of ours.
+fn killed(status: ExitStatus) -> bool {
+    matches!(status.signal(), Some(6 | 9))
+}
+
+fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(format!("site{}.log", setup.site)))?;
+    let mut command = Command::new(program);
+    for name in ENVIRONMENT {
+        command.env_remove(name);
+    }
+    command
+        .arg("--config")
+        .arg(dir.join(format!("site{}.toml", setup.site)))
+        .arg("run")
+        .current_dir(dir)
+        .envs(setup.env.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    Child::spawn(&mut command).with_context(|| format!("cannot run {}", program.display()))
+}
+
+fn toml(dir: &Path, setup: &Setup, listen: &str) -> String {
+    let Setup {
+        site,
+        local_uri,
+        remote_uri,
+        state_dir,
+        policy,
+        stamp,
+        ..
+    } = setup;
+    let control = dir.join(format!("control{site}"));
+    format!(
+        r#"database = "storm"
+state_dir = {state_dir:?}
+site = "site{site}"
+[local]
+uri = "{local_uri}"
+[remote]
+uri = "{remote_uri}"
+[sync]
+conflict_resolution_strategy = "{policy}"
+stamp_documents = {stamp}
+mass_delete_percent = 0
+[probe]
+interval = "1s"
+timeout = "2s"
+[pull]
+interval = "1s"
+[retry]
+initial = "50ms"
+max = "2s"
+[queue]
+min_free_disk = "1MiB"
+[control]
+file = {control:?}
+[api]
+listen = "{listen}"
+socket = ""
+[log]
+level = "info,sangam=debug"
+"#
+    )
+}
+
+/// The daemon's binary, of the same build as this program; built now if cargo is at hand.
+pub fn program() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os("SANGAM_BINARY") {
+        return Ok(named.into());
+    }
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let mut build = Command::new(cargo);
+        build.args(["build", "--locked", "--quiet", "--bin", "sangam"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        ensure!(build.status()?.success(), "the daemon can't be built");
+    }
+    // target/PROFILE/examples/storm
+    let own = std::env::current_exe()?;
+    let folder = own.parent().and_then(Path::parent).context("no folder")?;
+    let path = folder.join("sangam");
+    ensure!(
+        path.is_file(),
+        "{} is missing: cargo build --bin sangam, or set SANGAM_BINARY",
+        path.display()
+    );
+    Ok(path)
+}
