@@ -12,6 +12,7 @@ pub mod base;
 pub mod cases;
 pub mod claim;
 pub mod definitions;
+pub mod differences;
 pub mod queue;
 pub mod records;
 mod schema;
