@@ -75,6 +75,8 @@ impl Facts<'_> {
         match self.kind {
             Kind::UniqueField => self.unique(),
             Kind::CollectionDropped | Kind::MassDelete => self.lost(),
+            // Never open: there is nothing to decide.
+            Kind::Adopted => vec![],
             Kind::DeleteUpdate => self.deleted(),
             Kind::Rejected => vec![
                 self.way(

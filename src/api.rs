@@ -14,6 +14,7 @@ pub mod openapi;
 mod schema;
 mod serve;
 mod settings;
+mod survey;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,13 @@ fn router(dispatcher: Dispatcher, guard: Guard, live: Arc<dashboard::Live>) -> R
     let guarded = Router::new()
         .route("/api/sync/sync", post(sync))
         .route("/api/sync/reconcile", post(reconcile))
+        .route(
+            "/api/sync/verify",
+            get(survey::last_verify).post(survey::verify),
+        )
+        .route("/api/sync/verify/repair", post(survey::repair))
+        .route("/api/sync/plan", get(survey::plan))
+        .route("/api/sync/adopt", post(survey::adopt))
         .route("/api/sync/pause", post(pause))
         .route("/api/sync/resume", post(resume))
         .route("/api/sync/status", get(status))

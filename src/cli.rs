@@ -9,11 +9,13 @@ mod config;
 mod conflicts;
 mod doctor;
 mod init;
+mod plan;
 mod progress;
 mod resolve;
 mod schema;
 mod sync;
 mod table;
+mod verify;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use owo_colors::OwoColorize;
 use serde::Serialize;
 
+use crate::adopt::Mode;
 use crate::client::{Client, ClientError};
 use crate::command::CommandError;
 use crate::config::{ConfigError, Loaded};
@@ -105,10 +108,14 @@ pub enum Command {
     },
     /// Compare both databases as a whole and mend what differs
     Reconcile {
-        /// Accept that a database was replaced or restored: forget the old state, so that the next
-        /// start compares both whole and deletes nothing. Only while no daemon runs
-        #[arg(long, conflicts_with = "exact")]
-        adopt: bool,
+        /// Forget what was known of the databases, as after one was replaced or restored, and make
+        /// them equal: `local` or `remote` names the side that is right, `merge` keeps what either
+        /// has and deletes nothing. Says first what it will do
+        #[arg(long, conflicts_with = "exact", value_enum, value_name = "WAY", num_args = 0..=1, default_missing_value = "merge")]
+        adopt: Option<Mode>,
+        /// Don't ask
+        #[arg(long, requires = "adopt")]
+        yes: bool,
         /// Read every document; without it, checksums are compared, which don't see every change of a
         /// fraction
         #[arg(long)]
@@ -120,6 +127,17 @@ pub enum Command {
         #[arg(long)]
         create: bool,
     },
+    /// Say what a sync would do; nothing is written
+    Plan {
+        /// Only these collections
+        #[arg(long, num_args = 1.., value_name = "NAME")]
+        collections: Vec<String>,
+        /// Compare both databases whole instead of looking at what is queued
+        #[arg(long)]
+        compare: bool,
+    },
+    /// Prove both databases equal, or list what differs
+    Verify(VerifyArgs),
     /// Write a configuration by asking, and test the connections meanwhile
     Init(InitArgs),
     /// Look at everything that Sangam stands on, and say what to do about what is wrong
@@ -182,6 +200,32 @@ pub struct SyncArgs {
     /// Make one pass in this process instead of asking the daemon
     #[arg(long)]
     pub once: bool,
+    /// Only say what would happen, as `plan` does
+    #[arg(long, conflicts_with = "once")]
+    pub dry_run: bool,
+}
+
+/// `sangam verify`
+#[derive(Debug, clap::Args)]
+pub struct VerifyArgs {
+    /// Only these collections
+    #[arg(long, num_args = 1.., value_name = "NAME")]
+    pub collections: Vec<String>,
+    /// Begin anew instead of going on with one that was interrupted
+    #[arg(long)]
+    pub fresh: bool,
+    /// Read no more documents a second
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_documents: Option<u64>,
+    /// Read no more bytes a second, of both sides together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_bytes: Option<u64>,
+    /// Mend what differs, after saying how and asking
+    #[arg(long)]
+    pub repair: bool,
+    /// Don't ask
+    #[arg(long, requires = "repair")]
+    pub yes: bool,
 }
 
 /// `sangam conflicts`
@@ -391,12 +435,23 @@ pub async fn run(args: Args) -> Result<ExitCode, Failure> {
             Box::pin(run::run(loaded, args.config)).await?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Sync(sync) if sync.dry_run => {
+            plan::plan(client, &sync.collections, false, output).await
+        }
+        Command::Plan {
+            collections,
+            compare,
+        } => plan::plan(client, &collections, compare, output).await,
+        Command::Verify(args) => verify::verify(client, args, output).await,
         Command::Sync(sync) => Box::pin(sync::sync(loaded.config, client, sync, output)).await,
         Command::Reconcile {
-            adopt: false,
-            exact,
+            adopt: None, exact, ..
         } => sync::reconcile(client, exact, output).await,
-        Command::Reconcile { adopt: true, .. } => sync::adopt(&loaded.config, output).await,
+        Command::Reconcile {
+            adopt: Some(mode),
+            yes,
+            ..
+        } => Box::pin(plan::adopt(&loaded.config, client, (mode, yes), output)).await,
         Command::Status => ask::status(client, output).await,
         Command::Schema { create } => schema::schema(client, create, output).await,
         Command::Healthcheck => ask::healthcheck(client, output).await,

@@ -125,6 +125,11 @@ impl Client {
             .await
     }
 
+    /// GET of what takes as long as it takes.
+    pub async fn get_slow<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.request(Method::GET, path, None, None).await
+    }
+
     /// POST. Without a deadline: a sync takes as long as it takes.
     pub async fn post<T: DeserializeOwned>(
         &self,

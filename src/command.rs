@@ -25,6 +25,13 @@ pub enum Command {
         /// Read every document instead of comparing hashes.
         exact: bool,
     },
+    /// Make both sides equal in that way, whatever was known of them before.
+    Adopt {
+        /// Which side is right.
+        mode: crate::adopt::Mode,
+        /// Who says so, for the record.
+        who: String,
+    },
 }
 
 /// Why a sync run was started.
@@ -153,6 +160,12 @@ pub struct Status {
     pub current_run: Option<SyncRun>,
     /// First sync or reconcile going on: collection, documents compared.
     pub progress: Option<Progress>,
+    /// The last time both sides were proven equal by `verify`.
+    #[serde(default)]
+    pub last_proof: Option<crate::verify::Proof>,
+    /// The last verify in short.
+    #[serde(default)]
+    pub last_verify: Option<crate::verify::Last>,
     /// States a person must know: history lost, held collections, disk.
     pub notices: Vec<String>,
     /// Names of the databases.
@@ -167,7 +180,7 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
-    /// `first_sync`, `reconcile` or `verify`.
+    /// `first_sync`, `reconcile`, `verify` or `adopt`.
     pub what: String,
     /// Collection at work; with several at once, the one that moved last.
     pub collection: String,

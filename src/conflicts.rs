@@ -41,7 +41,7 @@ pub struct Found {
 }
 
 /// Most bytes of bodies in one record; a record is a document and has the server's limit of 16 MiB.
-const BODIES: usize = 15 << 20;
+pub(crate) const BODIES: usize = 15 << 20;
 
 impl Found {
     /// The clash of a unique index: `key` can't be written to `to`, where `blocker` holds the value.

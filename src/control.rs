@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::adopt::Mode;
 use crate::command::Command;
 use crate::dispatch::Dispatcher;
 
@@ -77,9 +78,24 @@ pub fn parse(line: &str) -> Result<Command, String> {
         "reload" => Command::Reload,
         "status" => Command::Status,
         "reconcile" => match rest.as_slice() {
+            [adopt, mode @ ..] if adopt == "--adopt" => {
+                let mode = match mode {
+                    [] => Some(Mode::Merge),
+                    [mode] => Mode::named(mode),
+                    _ => None,
+                };
+                let Some(mode) = mode else {
+                    return Err("write reconcile --adopt local, remote or merge".into());
+                };
+                let who = "control file".into();
+                return Ok(Command::Adopt { mode, who });
+            }
             [] => Command::Reconcile { exact: false },
             [word] if word == "exact" => return Ok(Command::Reconcile { exact: true }),
-            _ => return Err("`reconcile` takes nothing after it but `exact`".into()),
+            _ => return Err(
+                "`reconcile` takes nothing after it but `exact` or `--adopt local|remote|merge`"
+                    .into(),
+            ),
         },
         _ => {
             let name: String = name.chars().take(40).collect();

@@ -22,8 +22,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, schema, stamp,
-    tail, tell, watermark, worker,
+    adopt, disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, schema,
+    stamp, tail, tell, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -106,16 +106,24 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     reconcile::load(&shared).await?;
     schema::load(&shared).await?;
     loss::load(&shared).await?;
+    adopt::load(&shared)
+        .await
+        .map_err(|f| DaemonError::Refused(f.to_string()))?;
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),
     })
 }
 
-/// Forgets the databases the state was made with: the next start compares both whole and deletes nothing.
-pub async fn adopt(config: &Config) -> Result<(), DaemonError> {
+/// Forgets the databases the state was made with: the next start takes them as they are, and makes
+/// them equal in that way.
+pub async fn adopt(config: &Config, mode: adopt::Mode) -> Result<(), DaemonError> {
     let store = Store::open(&config.state_dir)?;
-    store.call(identity::adopt).await?;
-    Ok(())
+    let adopted = store.call(move |c| {
+        // Before the halts are forgotten: their conflicts are settled by it.
+        adopt::begin(c, mode, "cli")?;
+        identity::adopt(c)
+    });
+    Ok(adopted.await?)
 }
 
 impl Daemon {

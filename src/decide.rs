@@ -94,6 +94,8 @@ pub enum Kind {
     CollectionDropped,
     /// Too large a share of a collection was deleted at once.
     MassDelete,
+    /// One of the databases was made equal to the other (`reconcile --adopt`); never open.
+    Adopted,
 }
 
 impl Kind {
@@ -107,6 +109,7 @@ impl Kind {
             Self::Rejected => "rejected",
             Self::CollectionDropped => "collection_dropped",
             Self::MassDelete => "mass_delete",
+            Self::Adopted => "adopted",
         }
     }
 }

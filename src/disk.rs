@@ -20,6 +20,10 @@ const EVERY: Duration = Duration::from_secs(2);
 /// Bytes that a queued key is reckoned to take in the file, index entries included.
 pub(crate) const ROW: u64 = 200;
 
+/// What is told while the disk takes no write.
+const REFUSED: &str = "the state can't be written: free some space on the disk of state_dir, or make it \
+    writable; nothing is lost meanwhile, but nothing moves";
+
 /// Runs until the daemon ends.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
     loop {
@@ -50,6 +54,9 @@ async fn look(shared: &Shared) -> Result<Option<String>, Failure> {
             limits.min_free_disk >> 20
         )));
     }
+    if shared.store.is_refused().await.map_err(store_failed)? {
+        return Ok(Some(REFUSED.to_owned()));
+    }
     let counted = shared
         .store
         .call(|c| Ok(queue::counts(c, Side::Local)?.all + queue::counts(c, Side::Remote)?.all));
@@ -59,10 +66,7 @@ async fn look(shared: &Shared) -> Result<Option<String>, Failure> {
              queued one by one; when the link is back everything is compared and nothing is lost"
         ))),
         Ok(_) => Ok(None),
-        Err(failure) if failure.class == Class::Transient => Ok(Some(format!(
-            "the state can't be written ({failure}): free some space or make state_dir writable; \
-             nothing is lost"
-        ))),
+        Err(failure) if failure.class == Class::Transient => Ok(Some(REFUSED.to_owned())),
         Err(failure) => Err(failure),
     }
 }

@@ -87,6 +87,10 @@ impl Dispatcher {
                 let run = self.handle.reconcile(exact).await?;
                 Ok(Outcome::Run(Box::new(run)))
             }
+            Command::Adopt { mode, who } => {
+                let run = self.handle.adopt(mode, &who).await?;
+                Ok(Outcome::Run(Box::new(run)))
+            }
             Command::Status => Ok(Outcome::Status(Box::new(self.handle.status().await?))),
             Command::Pause => {
                 self.handle.pause().await?;

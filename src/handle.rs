@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use crate::adopt::Mode;
 use crate::command::{
     CommandError, NetworkStatus, Queue, QueueEntry, RunStatus, Status, SyncRun, Trigger,
 };
@@ -21,7 +22,7 @@ use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::{self, StoreError, queue, records};
-use crate::{pull, reconcile, recorder, runs, tail, vitals, watermark};
+use crate::{adopt, plan, pull, reconcile, recorder, runs, tail, verify, vitals, watermark};
 
 /// A running daemon, as the API, the control file and the signals see it. Cheap to clone.
 #[derive(Clone)]
@@ -106,6 +107,9 @@ impl Handle {
             only.push(shared.store.namespace(&db, coll).await?);
         }
         self.wait_online().await?;
+        if shared.adopting.load(Ordering::Acquire) {
+            return Err(CommandError::Busy);
+        }
         let Some(before) = shared.runs.begin(trigger, collections) else {
             return Err(CommandError::Busy);
         };
@@ -234,6 +238,9 @@ impl Handle {
         let mut notices: Vec<(String, String)> =
             lock(&shared.notices).clone().into_iter().collect();
         notices.sort();
+        let comparing = lock(&shared.progress).as_ref().map(Meter::snapshot);
+        let verifying = lock(&shared.verifying).as_ref().map(Meter::snapshot);
+        let (last_verify, last_proof) = shared.store.call(verify::summary).await?;
         Ok(Status {
             last_sync_time: last.as_ref().and_then(|r| r.end_time),
             last_sync_status: last.as_ref().map(|r| r.status),
@@ -258,7 +265,9 @@ impl Handle {
             oldest_unsynced: oldest.map(time),
             clock_skew: shared.remote().map(|_| shared.skew_ms()),
             current_run: shared.runs.now(),
-            progress: lock(&shared.progress).as_ref().map(Meter::snapshot),
+            progress: comparing.or(verifying),
+            last_proof,
+            last_verify,
             notices: notices.into_iter().map(|(_, text)| text).collect(),
             databases: settings.config.databases.clone(),
             site: settings.config.site.clone(),
@@ -367,6 +376,47 @@ impl Handle {
         });
         task.await
             .map_err(|e| CommandError::Failed(e.to_string()))?
+    }
+
+    /// Makes both sides equal in that way, whatever was known of them before.
+    pub async fn adopt(&self, mode: Mode, who: &str) -> Result<SyncRun, CommandError> {
+        let (handle, who) = (self.clone(), who.to_owned());
+        let task = tokio::spawn(async move {
+            handle.wait_online().await?;
+            adopt::adopt(&handle.shared, mode, &who).await
+        });
+        task.await
+            .map_err(|e| CommandError::Failed(e.to_string()))?
+    }
+
+    /// Proves both sides equal, or says what differs.
+    pub async fn verify(&self, request: verify::Request) -> Result<verify::Report, CommandError> {
+        self.reach().await?;
+        verify::verify(&self.shared, request).await
+    }
+
+    /// Mends what the last verify found.
+    pub async fn repair(&self) -> Result<verify::Report, CommandError> {
+        self.reach().await?;
+        verify::repair(&self.shared).await
+    }
+
+    /// The report of the last verify.
+    pub async fn last_verify(&self) -> Result<Option<verify::Report>, CommandError> {
+        verify::last(&self.shared).await
+    }
+
+    /// What a sync would do.
+    pub async fn plan(&self, request: &plan::Request) -> Result<plan::Plan, CommandError> {
+        self.reach().await?;
+        plan::plan(&self.shared, request).await
+    }
+
+    async fn reach(&self) -> Result<(), CommandError> {
+        if self.shared.settings().config.remote_uri.is_none() {
+            return Err(CommandError::NotConfigured);
+        }
+        self.wait_online().await
     }
 
     /// Takes a new configuration; what can't change while running (databases, state_dir, URIs) is an error.

@@ -102,7 +102,11 @@ pub fn seen_name(side: Side, db: &str) -> String {
 /// A restored server lacks the oplog entry of the last event we saw, though its oplog reaches from
 /// before that to now. The server itself accepts such a position without a word. Where the oplog may
 /// not be read (a small Atlas tier), nothing is proven.
-async fn check_oplog(shared: &Shared, endpoint: &Arc<Endpoint>, db: &str) -> Result<(), Failure> {
+pub async fn check_oplog(
+    shared: &Shared,
+    endpoint: &Arc<Endpoint>,
+    db: &str,
+) -> Result<bool, Failure> {
     let name = seen_name(endpoint.side, db);
     let seen: Option<String> = shared.store.get_meta(&name).await.map_err(store_failed)?;
     let time = seen.and_then(|t| {
@@ -112,7 +116,7 @@ async fn check_oplog(shared: &Shared, endpoint: &Arc<Endpoint>, db: &str) -> Res
             increment: increment.parse().ok()?,
         })
     });
-    let Some(time) = time else { return Ok(()) };
+    let Some(time) = time else { return Ok(false) };
     let first = |filter: Document| async move {
         let command =
             doc! {"find": "oplog.rs", "filter": filter, "limit": 1, "projection": {"ts": 1}};
@@ -127,13 +131,13 @@ async fn check_oplog(shared: &Shared, endpoint: &Arc<Endpoint>, db: &str) -> Res
         first(doc! {}).await,
         first(doc! {"ts": {"$gte": time}}).await,
     ) else {
-        return Ok(());
+        return Ok(false);
     };
     let reaches_back = oldest.is_some_and(|oldest| !after(oldest, time));
     if reaches_back && next != Some(time) {
         return Err(restored(endpoint.side));
     }
-    Ok(())
+    Ok(next == Some(time))
 }
 
 /// The refusal of a database that has gone back in time.
@@ -165,11 +169,12 @@ pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
         "intents",
         "open_conflicts",
         "stamps",
+        "differences",
         "walk",
         "gone",
     ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
-    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k = 'last_record'", [])?;
+    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k = 'last_record' OR k = 'verify' OR k = 'proof'", [])?;
     Ok(())
 }

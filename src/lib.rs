@@ -19,6 +19,7 @@
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
+//! what only looks: [`verify`], [`plan`], over an [`extent`]; which side is right: [`adopt`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
 //! [`probe`], [`identity`];
@@ -27,6 +28,7 @@
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`], [`bundle`];
 //! the demo and the tests' tools: [`demo`], [`mongod`], [`faultlink`], [`compare`], [`failpoint`].
 
+pub mod adopt;
 pub mod advice;
 pub mod api;
 pub mod batch;
@@ -49,6 +51,7 @@ pub mod doctor;
 pub mod echo;
 pub mod exact;
 pub mod expiry;
+pub mod extent;
 pub mod failpoint;
 pub mod failure;
 pub mod faultlink;
@@ -69,6 +72,7 @@ pub mod notify;
 pub mod outgoing;
 pub mod overrides;
 pub mod overview;
+pub mod plan;
 pub mod probe;
 pub mod process;
 pub mod progress;
@@ -97,6 +101,7 @@ pub mod trial;
 pub mod undo;
 pub(crate) mod unique;
 pub mod value;
+pub mod verify;
 pub mod view;
 pub mod vitals;
 pub mod walk;

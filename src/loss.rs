@@ -290,7 +290,7 @@ async fn mass(
     }
     let there = count_on(shared, from.other(), &ns.db, &ns.coll).await?;
     let before = there + lock(&shared.losses).of(from, n).deleted;
-    if loss.saturating_mul(100) <= percent.saturating_mul(before) {
+    if !is_mass(loss, before, percent) {
         return Ok(Verdict::Pass);
     }
     let (side, other) = (from.name(), from.other().name());
@@ -304,6 +304,11 @@ async fn mass(
         .await
         .map_err(store_failed)?;
     Ok(Verdict::Hold(QUIET))
+}
+
+/// Whether so many deletions, of so many documents, are too many at once.
+pub(crate) fn is_mass(deletions: u64, documents: u64, percent: u64) -> bool {
+    deletions >= FEWEST && deletions.saturating_mul(100) > percent.saturating_mul(documents)
 }
 
 /// Deletions of a collection that wait and would be carried over; of many, those of the two fullest
@@ -351,7 +356,12 @@ fn waiting(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<u64> {
 
 /// The number of documents of a collection as its server keeps it. After a crash of the server that
 /// number may be wrong, down to nothing: nothing is counted again, document by document.
-async fn count_on(shared: &Shared, side: Side, db: &str, coll: &str) -> Result<u64, Failure> {
+pub(crate) async fn count_on(
+    shared: &Shared,
+    side: Side,
+    db: &str,
+    coll: &str,
+) -> Result<u64, Failure> {
     match counted(shared, side, db, doc! {"count": coll}).await? {
         0 => {
             let each = doc! {"count": coll, "query": {"_id": {"$exists": true}}};

@@ -180,7 +180,7 @@ fn towards(to: Side) -> Labels {
     vec![("direction", direction(to))]
 }
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind::BothModified,
     Kind::InsertInsert,
     Kind::DeleteUpdate,
@@ -188,6 +188,7 @@ const KINDS: [Kind; 7] = [
     Kind::Rejected,
     Kind::CollectionDropped,
     Kind::MassDelete,
+    Kind::Adopted,
 ];
 
 impl Default for Metrics {

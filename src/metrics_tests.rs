@@ -34,6 +34,8 @@ fn status() -> Status {
         clock_skew: Some(-1500),
         current_run: None,
         progress: None,
+        last_proof: None,
+        last_verify: None,
         notices: vec![],
         databases: vec![],
         site: "local".into(),

@@ -16,9 +16,10 @@ mod pass;
 mod range;
 mod settle;
 
-pub(crate) use pass::load;
+pub(crate) use pass::{first_name, load};
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bson::doc;
@@ -27,13 +28,13 @@ use chrono::Utc;
 use crate::command::{RunStatus, SyncRun, Trigger};
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
-use crate::loss;
 use crate::progress::Meter;
 use crate::runs;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::{self, queue};
 use crate::tail::reconcile_name;
+use crate::{adopt, loss};
 
 /// Why a database is compared that was never compared before.
 const FIRST_SYNC: &str = "first sync";
@@ -62,13 +63,23 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
         if degraded || shared.is_quiet() || !shared.may_work() || !streams_ready(&shared) {
             continue;
         }
+        if adopt::is_under_way(&shared).await? && !shared.runs.is_owned() {
+            match adopt::go_on(&shared, Trigger::Startup).await {
+                Ok(_) => {}
+                Err(failure) if failure.class == Class::Fatal => return Err(failure),
+                Err(failure) => {
+                    tracing::warn!(%failure, "adopting was interrupted; it goes on when the link is back");
+                    continue;
+                }
+            }
+        }
         if due(&shared, every).await? {
             for db in &shared.settings().config.databases {
                 ask(&shared, db, SCHEDULED).await?;
             }
         }
         let asked = asked(&shared).await?;
-        if asked.is_empty() || shared.runs.is_owned() {
+        if asked.is_empty() || shared.runs.is_owned() || shared.adopting.load(Ordering::Acquire) {
             continue;
         }
         let first = asked.iter().any(|(_, why)| why == FIRST_SYNC);

@@ -90,6 +90,12 @@ pub struct Shared {
     pub runs: Runs,
     /// First sync or reconcile at work.
     pub progress: Mutex<Option<Meter>>,
+    /// A verify at work, how far it is.
+    pub verifying: Mutex<Option<Meter>>,
+    /// Base is being rewritten: nothing may be decided.
+    pub adopting: AtomicBool,
+    /// Whether a verify is at work.
+    pub verifying_now: AtomicBool,
     /// What a person must know, by topic.
     pub notices: Mutex<HashMap<String, String>>,
     /// Namespaces that are halted (R13).
@@ -246,6 +252,9 @@ impl Shared {
             paused: AtomicBool::new(false),
             runs: Runs::default(),
             progress: Mutex::default(),
+            verifying: Mutex::default(),
+            adopting: AtomicBool::new(false),
+            verifying_now: AtomicBool::new(false),
             notices: Mutex::default(),
             halted: Mutex::default(),
             comparing: Mutex::default(),

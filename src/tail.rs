@@ -78,8 +78,15 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
         };
         shared.note::<()>(side, &Err(failure.clone()));
         if failure.code == Some(RESUME_TOKEN_NOT_FOUND) {
-            // The oplog reaches back far enough, but what we have seen is not in it.
-            return Err(crate::identity::restored(side));
+            // The oplog reaches back far enough, but what we have seen is not in it. Or it is, and only
+            // the collections to be synced were changed: the stream then leaves out the very event
+            // that it is to go on from.
+            let endpoint = shared.endpoint(side)?;
+            if !crate::identity::check_oplog(&shared, &endpoint, &db).await? {
+                return Err(crate::identity::restored(side));
+            }
+            lose_history(&shared, side, &db, &failure).await?;
+            continue;
         }
         if failure.class == Class::HistoryLost {
             lose_history(&shared, side, &db, &failure).await?;

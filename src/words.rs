@@ -107,6 +107,19 @@ pub fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
+/// `640 B`, `12 KiB`, `3.4 MiB`.
+pub fn bytes(value: u64) -> String {
+    let mut left = value as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if left < 1024.0 {
+            let digits = usize::from(left < 10.0 && unit != "B");
+            return format!("{left:.digits$} {unit}");
+        }
+        left /= 1024.0;
+    }
+    format!("{left:.1} TiB")
+}
+
 /// `0.4 s`, `2 m 5 s`.
 pub fn seconds(value: f64) -> String {
     // Also false for NaN, which a broken clock could make.

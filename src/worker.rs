@@ -119,7 +119,8 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 
 fn may_work(shared: &Shared) -> bool {
     let automatic = shared.settings().config.sync.auto_sync_enabled || shared.runs.is_owned();
-    automatic && shared.may_work() && !shared.is_quiet()
+    let resting = shared.is_quiet() || shared.adopting.load(Ordering::Acquire);
+    automatic && shared.may_work() && !resting
 }
 
 /// What to do after a batch: `Some` is how long to claim nothing.

@@ -287,7 +287,7 @@ async fn r21_odd_versions_are_kept_on_record_as_they_are() {
     daemon.post("/api/sync/pause", json!({})).await.unwrap();
     clashing(&world, 0).await;
     daemon.post("/api/sync/resume", json!({})).await.unwrap();
-    let count = odd().len();
+    let count = clashable().len();
     daemon
         .wait_status("unresolvedConflicts", |n| *n == count)
         .await;
@@ -304,10 +304,16 @@ async fn r21_odd_versions_are_kept_on_record_as_they_are() {
     }
 }
 
+/// Odd documents, without those so large that comparing them over and over takes long.
+fn clashable() -> Vec<(String, Vec<u8>)> {
+    let small = |(_, d): &(String, Vec<u8>)| d.len() < 10_000;
+    odd().into_iter().filter(small).collect()
+}
+
 /// Makes the documents anew on both sides, each with the odd fields of one `shift` behind it, and
 /// different all the same.
 async fn clashing(world: &World, shift: usize) {
-    let odd = odd();
+    let odd = clashable();
     for (db, from) in [(&world.local, "local"), (&world.remote, "remote")] {
         db.collection::<Document>("c")
             .delete_many(doc! {})

@@ -369,6 +369,27 @@ async fn r12_adopt_takes_a_replaced_database_and_deletes_nothing() {
     }
 }
 
+#[tokio::test]
+async fn r12_leaving_a_collection_out_is_not_taken_for_a_restored_server() {
+    // GIVEN a stream whose last event was of one collection
+    let world = World::new("r12_exclude").await;
+    let mut daemon = world.start().await;
+    let (kept, left_out) = (both(&world, "kept"), both(&world, "left_out"));
+    for c in [&kept.0, &left_out.0] {
+        c.insert_one(doc! {"_id": 1}).await.unwrap();
+        world.wait_converged(&daemon).await;
+    }
+    // WHEN that collection is left out from now on
+    let settings = daemon.settings.clone();
+    daemon.settings = settings.set("sync.exclude", "[\"left_out\"]");
+    daemon.restart().await;
+    // THEN the others go on
+    kept.0.insert_one(doc! {"_id": 2}).await.unwrap();
+    kept.1.insert_one(doc! {"_id": 3}).await.unwrap();
+    wait_content(&kept.1, 2, doc! {"_id": 2}).await;
+    wait_content(&kept.0, 3, doc! {"_id": 3}).await;
+}
+
 fn copy(from: &Path, to: &Path) {
     let copied = std::process::Command::new("cp")
         .arg("-r")

@@ -19,9 +19,9 @@ use crate::config::ApiConfig;
 pub enum Role {
     /// Look.
     Read,
-    /// Sync, pause, resolve.
+    /// Sync, pause, resolve, verify and repair.
     Operate,
-    /// Change the configuration.
+    /// Change the configuration, adopt a database.
     Admin,
 }
 
@@ -39,7 +39,7 @@ impl Role {
     fn needed(method: &Method, path: &str) -> Self {
         if method == Method::GET || method == Method::HEAD {
             Self::Read
-        } else if path == "/api/sync/config" {
+        } else if path == "/api/sync/config" || path == "/api/sync/adopt" {
             Self::Admin
         } else {
             Self::Operate
@@ -205,6 +205,15 @@ mod tests {
         assert_eq!(ask("o", &Method::POST, sync), Ok("desk".into()));
         assert_eq!(ask("o", &Method::PUT, config), Err(403));
         assert_eq!(ask("a", &Method::PUT, config), Ok("boss".into()));
+        assert_eq!(
+            ask("o", &Method::POST, "/api/sync/verify"),
+            Ok("desk".into())
+        );
+        assert_eq!(ask("o", &Method::POST, "/api/sync/adopt"), Err(403));
+        assert_eq!(
+            ask("l", &Method::GET, "/api/sync/plan"),
+            Ok("looker".into())
+        );
         assert_eq!(ask("x", &Method::GET, config), Err(401));
     }
 

@@ -195,6 +195,8 @@ impl Modify for Token {
     paths(
         super::sync, super::reconcile, super::pause, super::resume, super::status, super::network_status,
         super::logs, super::queue, super::health::healthz, super::health::readyz, super::health::metrics,
+        super::survey::verify, super::survey::last_verify, super::survey::repair, super::survey::plan,
+        super::survey::adopt,
         super::dashboard::session, super::dashboard::overview, super::dashboard::collections,
         super::dashboard::history, super::dashboard::events,
         super::settings::config, super::settings::set_config,

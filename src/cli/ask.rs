@@ -70,6 +70,9 @@ fn status_text(status: &Status, now: DateTime<Utc>) -> String {
         "Syncs",
         format!("{} completed", status.total_syncs_completed),
     ));
+    if let Some(proof) = proof(status, now) {
+        rows.push(("Verified", proof));
+    }
     rows.push(("Waiting", waiting(status, now)));
     if status.failed_documents > 0 {
         let failed = words::count(status.failed_documents, "document");
@@ -101,6 +104,24 @@ fn status_text(status: &Status, now: DateTime<Utc>) -> String {
         text.push_str(&format!("{} {notice}\n", "!".yellow().bold()));
     }
     text
+}
+
+/// What the last verify has proven, and when both sides were last proven equal.
+fn proof(status: &Status, now: DateTime<Utc>) -> Option<String> {
+    let last = status.last_verify.as_ref()?;
+    let documents = words::count(last.documents, "document");
+    if last.equal {
+        return Some(format!("equal {}, {documents}", words::age(last.at, now)));
+    }
+    let before = status.last_proof.as_ref().map_or(String::new(), |p| {
+        format!("; last equal {}", words::age(p.at, now))
+    });
+    let found = words::count(last.differences, "difference");
+    Some(format!(
+        "{} {} in {documents}{before} (see `sangam verify`)",
+        found.red(),
+        words::age(last.at, now)
+    ))
 }
 
 fn remote(status: &Status, now: DateTime<Utc>) -> String {

@@ -46,17 +46,6 @@ pub(super) async fn reconcile(
     Ok(show(&run, output))
 }
 
-/// Binds the state to the databases as they are now.
-pub(super) async fn adopt(config: &Config, output: Output) -> Result<ExitCode, Failure> {
-    daemon::adopt(config).await?;
-    output.answer(&json!({ "adopted": true }), || {
-        "The old state is forgotten. The next start compares both databases whole: what only one side \
-         has is copied to the other, nothing is deleted."
-            .to_owned()
-    });
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Starts the engine, makes one pass, stops it. Ctrl-C stops it early; nothing is lost by that.
 async fn in_process(
     config: Config,
@@ -97,7 +86,7 @@ fn interrupted() -> Failure {
     )
 }
 
-fn show(run: &SyncRun, output: Output) -> ExitCode {
+pub(super) fn show(run: &SyncRun, output: Output) -> ExitCode {
     output.answer(run, || text(run));
     exit_code(run)
 }

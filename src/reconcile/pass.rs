@@ -39,7 +39,7 @@ const WAITING: u32 = 20_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Name under which a collection's first comparison is on record until it is over.
-fn first_name(ns: u32) -> String {
+pub(crate) fn first_name(ns: u32) -> String {
     format!("first:{ns}")
 }
 

@@ -188,7 +188,10 @@ impl Intake<'_> {
                 }
                 // A deletion, it seems: queued when all of them are counted (R13), unless an event
                 // has brought it into a queue before.
-                if !self.is_queued(&key)? {
+                if self.watch.saw(&key) {
+                    // The worker was at it since: what was read is from before, and no deletion.
+                    self.look(&[Side::Remote], &key, &id);
+                } else if !self.is_queued(&key)? {
                     walks::put_gone(c, &key, &id, side)?;
                 }
                 return Ok(());

@@ -12,6 +12,7 @@ pub mod base;
 pub mod cases;
 pub mod claim;
 pub mod definitions;
+pub mod differences;
 pub mod queue;
 pub mod records;
 mod schema;
@@ -21,6 +22,7 @@ pub mod walks;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -100,6 +102,8 @@ struct Inner {
     /// Where a damaged file was put, if this start found one.
     put_aside: Option<PathBuf>,
     namespaces: Mutex<queue::Namespaces>,
+    /// The disk refused the last write that was tried.
+    refused: AtomicBool,
     _lock: File,
 }
 
@@ -151,6 +155,7 @@ impl Store {
                 epoch,
                 put_aside,
                 namespaces,
+                refused: AtomicBool::new(false),
                 _lock: lock,
             }),
         })
@@ -202,7 +207,28 @@ impl Store {
             // The next start checks the whole file and puts it aside if it is damaged indeed.
             let _ = std::fs::write(schema::suspect_mark(&self.inner.path), b"");
         }
-        Ok(outcome?)
+        let outcome = outcome.map_err(StoreError::from);
+        if outcome.as_ref().is_err_and(StoreError::is_disk) {
+            self.inner.refused.store(true, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    /// Whether the disk refuses writes. Once it did, a small write is tried: that alone tells that it
+    /// takes them again.
+    pub async fn is_refused(&self) -> Result<bool, StoreError> {
+        if !self.inner.refused.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let now = chrono::Utc::now().timestamp_millis();
+        match self.set_meta("disk_tried_at", now).await {
+            Ok(()) => {
+                self.inner.refused.store(false, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) if error.is_disk() => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// A value kept under a name.

@@ -428,6 +428,46 @@ pub fn list(c: &Connection, limit: u32) -> rusqlite::Result<Vec<Listed>> {
     Ok(all)
 }
 
+/// A queued document, whichever queue has it.
+#[derive(Clone, Debug)]
+pub struct Queued {
+    /// Which one.
+    pub key: Key,
+    /// Its `_id`.
+    pub id: Id,
+    /// It is in conflict or set aside.
+    pub held: bool,
+}
+
+/// Documents of a namespace in either queue, in the order of their keys, behind `after`.
+pub fn of_namespace(
+    c: &Connection,
+    ns: u32,
+    after: &[u8],
+    most: usize,
+) -> rusqlite::Result<Vec<Queued>> {
+    let (first, end) = (ns.to_be_bytes().to_vec(), (ns + 1).to_be_bytes().to_vec());
+    let after = if after.is_empty() { &first } else { after };
+    c.prepare_cached(
+        "SELECT key, id, max(held IS NOT NULL) FROM (
+           SELECT * FROM (SELECT key, id, held FROM outbox WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3)
+           UNION ALL
+           SELECT * FROM (SELECT key, id, held FROM inbox WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3))
+         GROUP BY key ORDER BY key LIMIT ?3",
+    )?
+    .query_map(
+        params![after, end, i64::try_from(most).unwrap_or(i64::MAX)],
+        |r| {
+            Ok(Queued {
+                key: Key::from_bytes(r.get(0)?),
+                id: Id::from_bytes(r.get_ref(1)?.as_blob()?),
+                held: r.get(2)?,
+            })
+        },
+    )?
+    .collect()
+}
+
 /// The sequence number of the last change queued.
 pub fn last_seq(c: &Connection) -> rusqlite::Result<i64> {
     c.query_row("SELECT v FROM meta WHERE k = 'seq'", [], |r| r.get(0))

@@ -188,6 +188,20 @@ pub fn odd() -> Vec<(String, Vec<u8>)> {
             .value("t", 0x11, &[0; 8])
             .close();
     });
+    add("100 levels", &|w| {
+        for _ in 0..100 {
+            w.open("d");
+        }
+        w.i32("v", 1);
+        for _ in 0..100 {
+            w.close();
+        }
+    });
+    add("5000 fields", &|w| {
+        for n in 0..5000 {
+            w.i32(format!("f{n}"), n);
+        }
+    });
     add("numeric names", &|w| {
         w.i32("0", 1)
             .i32("1", 2)
