@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 
-use crate::decide::Side;
+use crate::decide::{Side, View};
 use crate::key::Key;
 use crate::raw::{self, ARRAY, DOCUMENT};
 use crate::schema::{Ttl, Volatile};
@@ -119,6 +119,16 @@ pub(crate) fn without_expired(
         .into_iter()
         .filter(|change| !expired.contains(&change.key))
         .collect())
+}
+
+/// Whether a document that differs is to stay so: the marked side let go of it by itself, and the other
+/// side has left it as it was.
+pub(crate) fn is_at_rest(left: Option<Side>, view: View<'_>) -> bool {
+    match left {
+        None => false,
+        Some(Side::Local) => view.local.is_none() && view.remote == view.base,
+        Some(Side::Remote) => view.remote.is_none() && view.local == view.base,
+    }
 }
 
 /// Whether a side that lacks a document let go of it by itself, so that nothing is to be done while

@@ -16,6 +16,7 @@ use crate::command::{CommandError, SyncRun};
 use crate::content::strip;
 use crate::daemon::reconcile_pending;
 use crate::decide::{self, Decision, Kind, Side, Target, View};
+use crate::expiry;
 use crate::extent::{self, Extent};
 use crate::failure::Failure;
 use crate::key::{Id, Key};
@@ -328,12 +329,12 @@ impl<'a> Draft<'a> {
             keys.into_iter()
                 .map(|key| {
                     let standing = crate::store::differences::standing(c, &key)?;
-                    Ok((base::get(c, &key)?, standing, key))
+                    Ok((base::get_marked(c, &key)?, standing, key))
                 })
                 .collect::<rusqlite::Result<Vec<_>>>()
         });
         let mut writes = [vec![], vec![]];
-        for (base, standing, key) in known.await.map_err(store_failed)? {
+        for ((base, left), standing, key) in known.await.map_err(store_failed)? {
             use crate::store::differences::Standing::{Conflict, Failed};
             if matches!(standing, Conflict | Failed) && self.adopt.is_none() {
                 self.outlook.held += 1;
@@ -345,6 +346,14 @@ impl<'a> Draft<'a> {
                     .map(|d| strip(d, &self.settings.sync_fields).into_owned())
             };
             let (local, remote) = (content(&here), content(&there));
+            let view = View {
+                local: local.as_deref(),
+                base: base.as_deref(),
+                remote: remote.as_deref(),
+            };
+            if self.adopt.is_none() && expiry::is_at_rest(left, view) {
+                continue;
+            }
             let base = match self.adopt {
                 None => base,
                 Some(Mode::Merge) => None,

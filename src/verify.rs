@@ -6,8 +6,10 @@
 //! queue knows of it and both sides hold what they held before. What waits (queued, in conflict, set
 //! aside) is counted apart.
 
+mod report;
 mod suspects;
 
+pub use report::{Difference, Last, Proof, Report, Request, Tally};
 pub(crate) use suspects::rules;
 
 use std::sync::Arc;
@@ -37,139 +39,6 @@ const PROOF: &str = "proof";
 
 /// Differences that a report lists; all of them are counted.
 const LISTED: u32 = 1000;
-
-/// What to verify, and how fast.
-#[derive(Clone, Debug, Default, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Request {
-    /// Only these collections; all without it.
-    #[serde(default)]
-    pub collections: Option<Vec<String>>,
-    /// Begin anew instead of going on with one that was interrupted.
-    #[serde(default)]
-    pub fresh: bool,
-    /// Read no more documents a second than this, of both sides together counted once.
-    #[serde(default)]
-    #[schema(minimum = 1)]
-    pub max_documents_per_second: Option<u64>,
-    /// Read no more bytes a second than this, of both sides together.
-    #[serde(default)]
-    #[schema(minimum = 1)]
-    pub max_bytes_per_second: Option<u64>,
-}
-
-/// What came of it for one collection.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Tally {
-    /// Its name.
-    pub collection: String,
-    /// Documents compared.
-    pub documents: u64,
-    /// Bytes read from both sides.
-    pub bytes: u64,
-    /// Documents that only the local side has.
-    pub only_local: u64,
-    /// Documents that only the remote has.
-    pub only_remote: u64,
-    /// Documents whose content differs.
-    pub different: u64,
-    /// Documents that differ because a change is on its way.
-    pub waiting: u64,
-    /// Documents that differ because they are in conflict.
-    pub in_conflict: u64,
-    /// Documents that differ because a side refuses them.
-    pub set_aside: u64,
-    /// It was left out: it waits for a person's word.
-    pub held: bool,
-}
-
-impl Tally {
-    fn add(&mut self, other: &Self) {
-        self.documents += other.documents;
-        self.bytes += other.bytes;
-        self.only_local += other.only_local;
-        self.only_remote += other.only_remote;
-        self.different += other.different;
-        self.waiting += other.waiting;
-        self.in_conflict += other.in_conflict;
-        self.set_aside += other.set_aside;
-        self.held |= other.held;
-    }
-
-    /// Differences that nothing explains.
-    pub fn differences(&self) -> u64 {
-        self.only_local + self.only_remote + self.different
-    }
-
-    /// Differences that are known about.
-    pub fn known(&self) -> u64 {
-        self.waiting + self.in_conflict + self.set_aside
-    }
-}
-
-/// A difference that nothing explains.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Difference {
-    /// Its collection.
-    pub collection: String,
-    /// `_id` as extended JSON.
-    #[schema(value_type = Value)]
-    pub id: serde_json::Value,
-    /// `only_local`, `only_remote` or `different`.
-    pub kind: String,
-    /// What a repair would do: `push`, `pull`, `delete_remote`, `delete_local`, `merge` or `conflict`.
-    pub repair: String,
-}
-
-/// What came of a verify.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// Whether both sides are proven equal, but for what is known to wait.
-    pub equal: bool,
-    /// When it began.
-    pub started: DateTime<Utc>,
-    /// When it ended.
-    pub ended: DateTime<Utc>,
-    /// It went on with one that was interrupted.
-    pub resumed: bool,
-    /// Sums over all collections.
-    pub total: Tally,
-    /// By collection.
-    pub collections: Vec<Tally>,
-    /// The first differences, at most 1,000.
-    pub differences: Vec<Difference>,
-}
-
-/// The last time both sides were proven equal.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Proof {
-    /// When the verify ended.
-    pub at: DateTime<Utc>,
-    /// Documents compared.
-    pub documents: u64,
-    /// Documents that differed, but were known to wait.
-    pub waiting: u64,
-}
-
-/// The last verify in short.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Last {
-    /// When it ended.
-    pub at: DateTime<Utc>,
-    /// Whether both sides were equal, but for what was known to wait.
-    pub equal: bool,
-    /// Documents compared.
-    pub documents: u64,
-    /// Differences that nothing explains.
-    pub differences: u64,
-    /// Differences that are known about.
-    pub waiting: u64,
-}
 
 /// How far a verify is, as it is kept on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -415,6 +284,7 @@ async fn judge(shared: &Arc<Shared>, extent: &Extent) -> Result<Tally, Failure> 
             "different" => tally.different = n,
             "conflict" => tally.in_conflict = n,
             "failed" => tally.set_aside = n,
+            "expired" => tally.expired = n,
             _ => tally.waiting += n,
         }
     }

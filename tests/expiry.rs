@@ -10,7 +10,7 @@ use common::kit::{both, content, converged_without_conflict, dealt_with, queue, 
 use common::{Daemon, World, wait_for, wait_until};
 use futures::TryStreamExt;
 use mongodb::bson::{DateTime, Document, doc};
-use serde_json::json;
+use serde_json::{Value, json};
 
 async fn no_conflict(world: &World) {
     let found = world.conflicts().await;
@@ -27,11 +27,18 @@ async fn reconcile(daemon: &Daemon) {
     .await;
 }
 
+fn json_of(daemon: &Daemon, args: &[&str]) -> (i32, Value) {
+    let output = daemon.settings.cli(args);
+    let answer = serde_json::from_slice(&output.stdout);
+    (output.status.code().unwrap(), answer.unwrap())
+}
+
 fn in_secs(seconds: i64) -> DateTime {
     DateTime::from_millis(DateTime::now().timestamp_millis() + seconds * 1000)
 }
 
-#[tokio::test]
+// The link is served by other threads while a command runs on this one.
+#[tokio::test(flavor = "multi_thread")]
 async fn r15_what_expires_is_nobodys_deletion() {
     // GIVEN documents that expire on the local side alone
     let world = World::with_server_args("ttl", &["--setParameter", "ttlMonitorSleepSecs=1"]).await;
@@ -64,6 +71,11 @@ async fn r15_what_expires_is_nobodys_deletion() {
         assert_eq!(here.count_documents(doc! {}).await.unwrap(), 2);
         assert_eq!(queue(&daemon).await.len(), 0);
         no_conflict(&world).await;
+        let (code, report) = json_of(&daemon, &["--json", "verify", "--fresh"]);
+        assert_eq!((code, &report["equal"]), (0, &true.into()), "{report:#}");
+        assert_eq!(report["total"]["expired"], 150, "{report:#}");
+        let (_, plan) = json_of(&daemon, &["--json", "plan", "--compare"]);
+        assert_eq!(plan["total"]["toRemote"]["deletes"], 0, "{plan:#}");
         daemon.restart().await;
         reconcile(&daemon).await;
     }

@@ -119,6 +119,7 @@ fn text(report: &Report) -> String {
                 t.waiting.to_string(),
                 t.in_conflict.to_string(),
                 t.set_aside.to_string(),
+                t.expired.to_string(),
                 if t.held { "held" } else { "" }.into(),
             ]
         })
@@ -133,6 +134,7 @@ fn text(report: &Report) -> String {
             "waiting",
             "in conflict",
             "set aside",
+            "expired",
             "",
         ];
         text.push_str(&table(&heading, telling));

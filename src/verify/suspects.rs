@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::content::strip;
 use crate::decide::{self, Decision, Rules, Side, Target, View};
+use crate::expiry;
 use crate::extent::Extent;
 use crate::failure::{Failure, Reason};
 use crate::key::{Id, Key};
@@ -33,6 +34,8 @@ type Pair = (Option<[u8; 32]>, Option<[u8; 32]>);
 struct Look {
     pair: Pair,
     repair: &'static str,
+    /// One side let go of it by itself.
+    expired: bool,
 }
 
 /// What became of each suspect. A difference is one when both sides hold what they held at the look
@@ -65,6 +68,7 @@ pub(super) async fn judge(
                 (_, (local, remote)) if local == remote => "equal",
                 (Standing::Conflict, _) => "conflict",
                 (Standing::Failed, _) => "failed",
+                (Standing::Idle, _) if now.expired => "expired",
                 (Standing::Idle, pair) if *before == Some(pair) => match pair {
                     (Some(_), None) => "only_local",
                     (None, _) => "only_remote",
@@ -153,10 +157,10 @@ async fn read(
         let keys: Vec<Key> = chunk.iter().map(|(key, _)| (*key).clone()).collect();
         let bases = shared.store.call(move |c| {
             keys.into_iter()
-                .map(|key| Ok((base::get(c, &key)?, key)))
+                .map(|key| Ok((base::get_marked(c, &key)?, key)))
                 .collect::<rusqlite::Result<Vec<_>>>()
         });
-        for (base, key) in bases.await.map_err(store_failed)? {
+        for ((base, left), key) in bases.await.map_err(store_failed)? {
             let content =
                 |d: Option<&Vec<u8>>| d.map(|d| strip(d, &settings.sync_fields).into_owned());
             let (local, remote) = (content(here.get(&key)), content(there.get(&key)));
@@ -166,6 +170,7 @@ async fn read(
                 remote: remote.as_deref(),
             };
             let look = Look {
+                expired: expiry::is_at_rest(left, view),
                 pair: (local.as_deref().map(digest), remote.as_deref().map(digest)),
                 repair: repair(view, rules(shared, settings, &extent.coll)),
             };
