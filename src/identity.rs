@@ -9,11 +9,13 @@ use std::sync::Arc;
 use bson::oid::ObjectId;
 use bson::{Document, RawDocument, RawDocumentBuf, Timestamp, doc};
 
+use crate::conflicts;
 use crate::decide::Side;
 use crate::failure::Failure;
 use crate::settle::store_failed;
 use crate::shared::{Shared, token_time};
 use crate::side::Endpoint;
+use crate::store::records;
 use crate::tail::token_name;
 
 /// Name under which the `_id` of the last record in `sync_logs` is kept.
@@ -162,6 +164,10 @@ fn refusal(side: Side, what: &str) -> Failure {
 
 /// Forgets everything bound to the old databases: the next start compares them as on the first day.
 pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
+    // What a policy may have discarded stays on record (R21): that the write happened can't be told now.
+    for key in records::overruled_keys(c)? {
+        conflicts::overruled(c, &key)?;
+    }
     for table in [
         "base",
         "outbox",
@@ -172,9 +178,41 @@ pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
         "differences",
         "walk",
         "gone",
+        "transactions",
+        "definitions",
     ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
-    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k = 'last_record' OR k = 'verify' OR k = 'proof'", [])?;
+    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k = 'last_record' OR k LIKE 'loss\\_confirmed:%' ESCAPE '\\' OR k = 'verify' OR k = 'verified' OR k = 'verified_short' OR k = 'proof'", [])?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{Id, Key};
+    use crate::store::{self, Store};
+
+    #[tokio::test]
+    async fn adopting_forgets_the_old_state_and_keeps_what_a_policy_may_have_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let id = Id::of(&doc! {"_id": 1}.to_vec().unwrap()).unwrap();
+        let key = Key::new(1, &id);
+        let discarded = doc! {"kind": "both_modified"}.to_vec().unwrap();
+        let left = store.call(move |c| {
+            records::put_overruled(c, &key, &discarded, None)?;
+            store::set_meta(c, "identity:remote", "old")?;
+            store::set_meta(c, "loss_confirmed:1", "local")?;
+            adopt(c)?;
+            let kept: Vec<u8> = c.query_row("SELECT doc FROM records", [], |r| r.get(0))?;
+            assert_eq!(kept, discarded);
+            c.query_row(
+                "SELECT (SELECT count(*) FROM overruled) + (SELECT count(*) FROM meta WHERE k LIKE '%:%')",
+                [],
+                |r| r.get::<_, i64>(0),
+            )
+        });
+        assert_eq!(left.await.unwrap(), 0);
+    }
 }

@@ -64,6 +64,13 @@ pub fn any_overruled(c: &Connection) -> rusqlite::Result<bool> {
         .query_row([], |r| r.get(0))
 }
 
+/// The keys of all records kept ahead.
+pub fn overruled_keys(c: &Connection) -> rusqlite::Result<Vec<Key>> {
+    c.prepare_cached("SELECT key FROM overruled")?
+        .query_map([], |r| Ok(Key::from_bytes(r.get(0)?)))?
+        .collect()
+}
+
 /// A record kept ahead, and the digest of what its write replaces.
 pub type Overruled = (Vec<u8>, Option<Vec<u8>>);
 
