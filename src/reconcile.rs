@@ -2,9 +2,9 @@
 //!
 //! The first sync is the same thing with no base. What asks for it is a flag in the store, with a
 //! reason; it is dropped once everything that differed is settled, so a crash or an outage on the way
-//! only means to go on. [`pass`] goes through a database by ranges, several at once, and keeps on disk
-//! which are done; [`settle`] puts what the [walk](crate::walk) finds into base, outbox and inbox, for the
-//! worker to decide; [`gone`] keeps deletions apart until their number is known. "Missing" is never read
+//! only means to go on. `pass` goes through a database by ranges, several at once, and keeps on disk
+//! which are done; `settle` puts what the [walk](crate::walk) finds into base, outbox and inbox, for the
+//! worker to decide; `gone` keeps deletions apart until their number is known. "Missing" is never read
 //! as "deleted" without a base (R11).
 //!
 //! Every document is read where events were missed for certain and at a first sync. Otherwise hashes are

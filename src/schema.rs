@@ -2,7 +2,7 @@
 //!
 //! A task of its own looks at both sides at the start, when a stream tells of a change, and before
 //! each comparison (so that on a first sync indexes come before data). What is to be done is decided
-//! by [`plan`], from three trees; nothing is ever dropped. An index of a collection that holds
+//! by `plan`, from three trees; nothing is ever dropped. An index of a collection that holds
 //! documents is built in the background, for as long as it takes. What can't be done, or is not to be
 //! done without a person, is a [`Finding`]: kept in the state store, shown by `sangam schema`, and
 //! told in `status`.

@@ -70,7 +70,7 @@ pub struct Event {
 pub struct Outlook {
     /// When, ms since 1970.
     pub at: i64,
-    /// Conflicts that were opened after [`Told::newest`].
+    /// Conflicts that were opened after `Told::newest`.
     pub new_conflicts: u64,
     /// The newest open conflict.
     pub newest: Option<String>,

@@ -68,10 +68,8 @@ async fn two_conflicts(world: &World) -> (Daemon, String, String) {
     daemon.post("/api/sync/resume", json!({})).await.unwrap();
     let found = wait_until(SOON, "two conflicts", async || {
         let found = daemon.get("/api/sync/conflicts?resolved=false").await?.body;
-        let found = found.as_array().cloned().unwrap_or_default();
-        (found.len() == 2)
-            .then_some(found)
-            .ok_or_else(|| "not yet".to_owned())
+        let all = found.as_array().cloned().unwrap_or_default();
+        (all.len() == 2).then_some(all).ok_or(found.to_string())
     })
     .await;
     let id = |coll: &str| {

@@ -155,7 +155,7 @@ impl Live {
 
 /// The overview whenever it changes, as server-sent events
 #[utoipa::path(get, path = "/api/sync/events", tag = "dashboard",
-    responses((status = 200, description = "Each event's data is an overview", content_type = "text/event-stream", body = String),
+    responses((status = 200, description = "Each event's data is an overview", content_type = "text/event-stream", body = crate::api::openapi::Live),
               (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
 pub(super) async fn events(
     Extension(live): Extension<Arc<Live>>,

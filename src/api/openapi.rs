@@ -172,6 +172,13 @@ pub(crate) struct Done {
     message: String,
 }
 
+/// A server-sent event.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Live {
+    /// An overview, as JSON.
+    data: String,
+}
+
 /// `{"status": …}`
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Health {

@@ -27,10 +27,10 @@ pub(super) async fn verify(State(dispatcher): State<Dispatcher>, body: Body) -> 
             format!("the body must be {{\"collections\", \"fresh\", \"maxDocumentsPerSecond\", \"maxBytesPerSecond\"}} or empty: {error}"),
         )
     })?;
-    if request.max_documents_per_second == Some(0) || request.max_bytes_per_second == Some(0) {
+    if !request.is_reasonable() {
         return Err(ApiError::new(
             StatusCode::BAD_REQUEST,
-            "a limit must be 1 or more; leave it out for none",
+            "a limit must be at least 10 documents or 4096 bytes a second; leave it out for none",
         ));
     }
     tracing::info!(?request, "API verify");

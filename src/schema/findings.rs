@@ -61,6 +61,7 @@ pub struct Building {
 /// The answer of `sangam schema`.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = SchemaReport)]
 pub struct Report {
     /// When both sides were last looked at.
     pub checked_at: Option<DateTime<Utc>>,

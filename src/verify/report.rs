@@ -1,7 +1,7 @@
 //! What a verify is asked, and what it answers.
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// What to verify, and how fast.
 #[derive(Clone, Debug, Default, Deserialize, utoipa::ToSchema)]
@@ -14,13 +14,35 @@ pub struct Request {
     #[serde(default)]
     pub fresh: bool,
     /// Read no more documents a second than this, of both sides together counted once.
-    #[serde(default)]
-    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 10)]
     pub max_documents_per_second: Option<u64>,
     /// Read no more bytes a second than this, of both sides together.
-    #[serde(default)]
-    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 4096)]
     pub max_bytes_per_second: Option<u64>,
+}
+
+impl Request {
+    /// Whether the limits let a verify come to an end at all.
+    pub fn is_reasonable(&self) -> bool {
+        self.max_documents_per_second.is_none_or(|n| n >= 10)
+            && self.max_bytes_per_second.is_none_or(|n| n >= 4096)
+    }
+}
+
+/// A whole number, in JSON also written as `5.0`.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let number = Option::<serde_json::Number>::deserialize(deserializer)?;
+    number
+        .map(|n| {
+            let real = n.as_f64().filter(|n| n.fract() == 0.0 && *n >= 0.0);
+            n.as_u64()
+                .or_else(|| real.map(|n| n as u64))
+                .filter(|n| i64::try_from(*n).is_ok())
+                .ok_or_else(|| serde::de::Error::custom("a limit must be a whole number"))
+        })
+        .transpose()
 }
 
 /// What came of it for one collection.
@@ -96,6 +118,7 @@ pub struct Difference {
 /// What came of a verify.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = VerifyReport)]
 pub struct Report {
     /// Whether both sides are proven equal, but for what is known to wait.
     pub equal: bool,
@@ -139,4 +162,22 @@ pub struct Last {
     pub differences: u64,
     /// Differences that are known about.
     pub waiting: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_whole_numbers_however_they_are_written() {
+        let limit = |text: &str| {
+            let body = format!("{{\"maxBytesPerSecond\": {text}}}");
+            serde_json::from_str::<Request>(&body).map(|r| r.max_bytes_per_second)
+        };
+        assert_eq!(limit("6513.0").unwrap(), Some(6513));
+        assert_eq!(limit("null").unwrap(), None);
+        for bad in ["-1", "0.5", "\"7\"", "1e30", "9223372036854775808"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
+    }
 }
