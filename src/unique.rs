@@ -235,7 +235,9 @@ impl Knot<'_> {
                 if !self.borrow(&work.key, &key).await {
                     return Ok(Answer::Busy);
                 }
-                borrowed.push(key.clone());
+                // Whoever held it may have written it meanwhile: what was read before is no proof.
+                borrowed.push(key);
+                continue;
             }
             match self.member(key, id.clone(), &blocker).await? {
                 Blocker::LetsGo(member) => chain.push(*member),

@@ -225,7 +225,8 @@ impl World {
         let status = daemon.status().await?;
         for queue in ["pendingDocuments", "pendingInbox"] {
             if status[queue] != 0 {
-                return Err(format!("{queue} is {}", status[queue]));
+                let waiting = daemon.get("/api/sync/queue").await?.body;
+                return Err(format!("{queue} is {}: {waiting}", status[queue]));
             }
         }
         // What is written during a first sync is settled by its rules, not by those of every day.
