@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use owo_colors::OwoColorize;
 use serde_json::json;
 
+use super::progress::{Source, watch};
 use super::table::table;
 use super::{Failure, Output, VerifyArgs};
 use crate::client::Client;
@@ -22,7 +23,8 @@ pub(super) async fn verify(
         "collections": collections, "fresh": args.fresh,
         "maxDocumentsPerSecond": args.max_documents, "maxBytesPerSecond": args.max_bytes,
     });
-    let mut report: Report = client.post("/api/sync/verify", Some(body)).await?;
+    let asked = client.post::<Report>("/api/sync/verify", Some(body));
+    let mut report = watch(Source::Daemon(&client), asked, output).await??;
     let found = report.total.differences();
     if args.repair && found > 0 {
         if !output.json {
@@ -37,7 +39,8 @@ pub(super) async fn verify(
                 3,
             ));
         }
-        report = client.post("/api/sync/verify/repair", None).await?;
+        let asked = client.post("/api/sync/verify/repair", None);
+        report = watch(Source::Daemon(&client), asked, output).await??;
     }
     output.answer(&report, || text(&report));
     let open = found_open(&report);
