@@ -141,8 +141,14 @@ async fn a_transaction_arrives_as_one() {
         ],
     )
     .await;
-    daemon.post("/api/sync/resume", json!({})).await.unwrap();
     let all = ["x", "shared", "y"];
+    common::wait_for("both transactions wait", async || {
+        let waiting = common::kit::queue(&daemon).await;
+        let waits = |id: &&str| waiting.iter().any(|entry| entry["id"] == **id);
+        all.iter().all(waits)
+    })
+    .await;
+    daemon.post("/api/sync/resume", json!({})).await.unwrap();
     are_one(&transactions(&mut stream, &all).await, &all);
     converged_without_conflict(&world, &daemon).await;
 }
