@@ -403,16 +403,7 @@ impl Pass<'_> {
     /// Takes in documents that differ; how many versions are going to be discarded.
     async fn take(&self, some: &[(Key, Id)], state: &State) -> Result<u64, Failure> {
         let (shared, extent, mode) = (self.shared, self.extent, state.mode);
-        let remote = shared.endpoint(Side::Remote)?;
-        let ids = || some.iter().map(|(_, id)| id);
-        let (here, there) = tokio::join!(
-            shared
-                .local
-                .read(&extent.db, &extent.coll, extent.ns, ids()),
-            remote.read(&extent.db, &extent.coll, extent.ns, ids())
-        );
-        shared.note(Side::Remote, &there);
-        let (here, there) = (here?, there?);
+        let (here, there) = extent.read(shared, some.iter().map(|(_, id)| id)).await?;
         let mut rows = Vec::with_capacity(some.len());
         let mut discarded = 0;
         for (key, id) in some {

@@ -1,10 +1,13 @@
 //! What a comparison covers: the collections of both sides, and what differs in a range of one.
 
+use std::collections::HashMap;
+
 use tokio::sync::mpsc;
 
 use crate::command::CommandError;
 use crate::decide::Side;
 use crate::failure::Failure;
+use crate::key::{Id, Key};
 use crate::reconcile::collections;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -23,6 +26,27 @@ pub struct Extent {
     pub shown: String,
     /// Whether it waits for a person's word (R13).
     pub halted: bool,
+}
+
+/// Documents by key.
+type Documents = HashMap<Key, Vec<u8>>;
+
+impl Extent {
+    /// Reads documents on both sides at once, by `_id`: what the local side holds, what the remote.
+    pub async fn read<'i>(
+        &self,
+        shared: &Shared,
+        ids: impl Iterator<Item = &'i Id> + Clone,
+    ) -> Result<(Documents, Documents), Failure> {
+        let remote = shared.endpoint(Side::Remote)?;
+        let (db, coll) = (&self.db, &self.coll);
+        let (here, there) = tokio::join!(
+            shared.local.read(db, coll, self.ns, ids.clone()),
+            remote.read(db, coll, self.ns, ids)
+        );
+        shared.note(Side::Remote, &there);
+        Ok((here?, there?))
+    }
 }
 
 /// The synced collections of all databases, or only those named.

@@ -314,16 +314,7 @@ impl<'a> Draft<'a> {
     /// Reads documents on both sides and decides them.
     async fn look(&mut self, some: &[(Key, Id)]) -> Result<(), Failure> {
         let (shared, extent) = (self.shared, self.extent);
-        let remote = shared.endpoint(Side::Remote)?;
-        let ids = || some.iter().map(|(_, id)| id);
-        let (here, there) = tokio::join!(
-            shared
-                .local
-                .read(&extent.db, &extent.coll, extent.ns, ids()),
-            remote.read(&extent.db, &extent.coll, extent.ns, ids())
-        );
-        shared.note(Side::Remote, &there);
-        let (here, there) = (here?, there?);
+        let (here, there) = extent.read(shared, some.iter().map(|(_, id)| id)).await?;
         let keys: Vec<Key> = some.iter().map(|(key, _)| key.clone()).collect();
         let known = shared.store.call(move |c| {
             keys.into_iter()

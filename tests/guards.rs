@@ -6,7 +6,7 @@
 mod common;
 
 use common::kit::{
-    Docs, PATIENT, both, conflicts_now, cut, dealt_with, heal, raw_docs, set, the_conflict,
+    Docs, PATIENT, conflicts_now, cut, dealt_with, fill, heal, raw_docs, set, the_conflict,
     wait_closed, wait_content, wait_reconciled,
 };
 use common::{Daemon, World, wait_until};
@@ -15,15 +15,6 @@ use serde_json::json;
 
 async fn count(c: &Docs) -> u64 {
     c.count_documents(doc! {}).await.unwrap()
-}
-
-async fn fill(world: &World, daemon: &Daemon, coll: &str, many: i32) -> (Docs, Docs) {
-    let (here, there) = both(world, coll);
-    here.insert_many((0..many).map(|i| doc! {"_id": i, "v": 0}))
-        .await
-        .unwrap();
-    world.wait_converged_within(PATIENT, daemon).await;
-    (here, there)
 }
 
 /// The one open conflict over the API.

@@ -9,22 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::kit::{
-    Docs, PATIENT, both, cut, dealt_with, heal, index, raw_docs, set, wait_content, wait_doc,
+    Docs, PATIENT, both, cut, dealt_with, fill, heal, index, raw_docs, set, wait_content, wait_doc,
 };
 use common::{Daemon, World, wait_until};
 use mongodb::IndexModel;
 use mongodb::bson::{Document, doc};
 use mongodb::options::IndexOptions;
 use serde_json::{Value, json};
-
-async fn fill(world: &World, daemon: &Daemon, coll: &str, many: i32) -> (Docs, Docs) {
-    let (here, there) = both(world, coll);
-    here.insert_many((0..many).map(|i| doc! {"_id": i, "v": 0}))
-        .await
-        .unwrap();
-    world.wait_converged_within(PATIENT, daemon).await;
-    (here, there)
-}
 
 async fn post(daemon: &Daemon, path: &str, body: Value) -> Value {
     let answer = daemon.post(path, body).await.unwrap();

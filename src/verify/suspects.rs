@@ -142,18 +142,10 @@ async fn read(
     extent: &Extent,
     open: &HashMap<Key, (Id, Option<Pair>)>,
 ) -> Result<Vec<(Key, Look)>, Failure> {
-    let remote = shared.endpoint(Side::Remote)?;
     let all: Vec<(&Key, &Id)> = open.iter().map(|(key, (id, _))| (key, id)).collect();
     let mut found = Vec::with_capacity(all.len());
     for chunk in all.chunks(CHUNK) {
-        let ids = || chunk.iter().map(|(_, id)| *id);
-        let (db, coll, ns) = (&extent.db, &extent.coll, extent.ns);
-        let (here, there) = tokio::join!(
-            shared.local.read(db, coll, ns, ids()),
-            remote.read(db, coll, ns, ids())
-        );
-        shared.note(Side::Remote, &there);
-        let (here, there) = (here?, there?);
+        let (here, there) = extent.read(shared, chunk.iter().map(|(_, id)| *id)).await?;
         let keys: Vec<Key> = chunk.iter().map(|(key, _)| (*key).clone()).collect();
         let bases = shared.store.call(move |c| {
             keys.into_iter()

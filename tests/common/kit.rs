@@ -174,6 +174,16 @@ pub async fn queue(daemon: &Daemon) -> Vec<Value> {
         .unwrap_or_default()
 }
 
+/// So many documents of a collection, on both sides.
+pub async fn fill(world: &World, daemon: &Daemon, coll: &str, many: i32) -> (Docs, Docs) {
+    let (here, there) = both(world, coll);
+    here.insert_many((0..many).map(|i| doc! {"_id": i, "v": 0}))
+        .await
+        .unwrap();
+    world.wait_converged_within(PATIENT, daemon).await;
+    (here, there)
+}
+
 /// Compares everything now.
 pub async fn wait_reconciled(daemon: &Daemon) {
     wait_until(PATIENT, "a reconcile", async || {
