@@ -27,6 +27,17 @@ use keys::KEYS;
 use load::{Settings, Surroundings};
 use value::Value;
 
+/// Environment variables that name the configuration file, and the folder of the credentials.
+const FILE_VARIABLE: &str = "SANGAM_CONFIG";
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+
+/// The environment variables that go before the configuration file. Who starts a daemon that may touch
+/// no database but its own takes them all away.
+pub fn variables() -> impl Iterator<Item = &'static str> {
+    let of_keys = KEYS.iter().filter_map(|key| key.env);
+    of_keys.chain([FILE_VARIABLE, CREDENTIALS_VARIABLE])
+}
+
 /// Everything the daemon is told; each field has the default named in `config/sangam.toml`.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -53,6 +53,11 @@ pub(crate) async fn upserts(db: &Database, coll: &str, count: usize) -> Rate {
         }
         commands.push(rawdoc! {"update": coll, "updates": updates, "ordered": false});
     }
+    timed(db, commands, count).await
+}
+
+/// Sends commands one after the other, which write so many documents.
+pub(crate) async fn timed(db: &Database, commands: Vec<RawDocumentBuf>, count: usize) -> Rate {
     let began = Instant::now();
     for command in commands {
         let reply = db.run_raw_command(command).await.expect("an answer");

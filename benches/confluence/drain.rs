@@ -142,10 +142,7 @@ pub(crate) async fn fast(table: &mut Table, scale: f64, stamp: bool) {
     .await;
     let ours = drain(&world, count, Duration::ZERO, stamp).await;
     let after = bare::upserts(&other, "after", count).await;
-    let bare = Rate {
-        documents: before.documents + after.documents,
-        took: before.took + after.took,
-    };
+    let bare = before + after;
     let case = format!("drain of {count}, {how}");
     table.note(
         format!("{case}: bare upserts before and after"),

@@ -67,15 +67,7 @@ async fn sets(db: &Database, coll: &str, count: usize, state: &str) -> Rate {
             rawdoc! {"update": coll, "updates": updates, "ordered": false}
         })
         .collect();
-    let began = Instant::now();
-    for command in commands {
-        let reply = db.run_raw_command(command).await.expect("an answer");
-        assert!(!reply.contains_key("writeErrors"), "{reply}");
-    }
-    Rate {
-        documents: count as u64,
-        took: began.elapsed(),
-    }
+    bare::timed(db, commands, count).await
 }
 
 /// One field of each document was edited while the link was away.
@@ -107,17 +99,10 @@ pub(crate) async fn edits(table: &mut Table, scale: f64) {
     table.ratio(
         format!("{count} edits of one field in 2 KB, against bare `$set` batches"),
         ours,
-        mean(before, after),
+        before + after,
         Target::AtLeast(0.5),
     );
     world.wait_converged_within(LONG, &daemon).await;
-}
-
-fn mean(a: Rate, b: Rate) -> Rate {
-    Rate {
-        documents: a.documents + b.documents,
-        took: a.took + b.took,
-    }
 }
 
 /// The remote wrote while the link was away.
@@ -149,7 +134,7 @@ pub(crate) async fn apply(table: &mut Table, scale: f64) {
     table.ratio(
         format!("{count} changes of the remote applied, against bare upserts"),
         ours,
-        mean(before, after),
+        before + after,
         Target::AtLeast(0.6),
     );
     world.wait_converged_within(LONG, &daemon).await;

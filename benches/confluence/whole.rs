@@ -73,13 +73,6 @@ async fn compared(daemon: &Daemon, least: u64) -> u64 {
     .await
 }
 
-fn sum(a: Rate, b: Rate) -> Rate {
-    Rate {
-        documents: a.documents + b.documents,
-        took: a.took + b.took,
-    }
-}
-
 /// First sync of equal databases: against reading both bare, and killed half-way.
 pub(crate) async fn first(table: &mut Table, scale: f64) {
     let count = (1_000_000.0 * scale) as usize;
@@ -100,7 +93,7 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
     let (cpu, memory) = (meter::cpu(pid), meter::memory(pid).1);
     daemon.kill9();
     let after = [read_bare(&world.local).await, read_bare(&there).await];
-    let (local, remote) = (sum(before[0], after[0]), sum(before[1], after[1]));
+    let (local, remote) = (before[0] + after[0], before[1] + after[1]);
     table.note(
         format!("{case}: bare reads of local, of remote, before and after"),
         format!("{local}, {remote}"),

@@ -9,17 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use sangam::client::Client;
 use sangam::command::Status;
-use sangam::config::ApiConfig;
+use sangam::config::{self, ApiConfig};
 use sangam::process::{Child, describe, free_port};
-
-/// What would go before the configuration file.
-const ENVIRONMENT: [&str; 5] = [
-    "MONGODB_LOCAL_URL",
-    "MONGODB_CLOUD_URL",
-    "DATABASE_NAME",
-    "SANGAM_API_TOKEN",
-    "SANGAM_CONFIG",
-];
 
 /// What differs between daemons.
 pub struct Setup {
@@ -192,7 +183,7 @@ fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
         .append(true)
         .open(dir.join(format!("site{}.log", setup.site)))?;
     let mut command = Command::new(program);
-    for name in ENVIRONMENT {
+    for name in config::variables() {
         command.env_remove(name);
     }
     command

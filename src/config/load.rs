@@ -119,7 +119,7 @@ impl Surroundings {
     fn find_file(&self, named: Option<&Path>) -> Option<PathBuf> {
         let named = named
             .map(Path::to_owned)
-            .or_else(|| self.variable("SANGAM_CONFIG").map(PathBuf::from));
+            .or_else(|| self.variable(super::FILE_VARIABLE).map(PathBuf::from));
         if let Some(path) = named {
             return Some(self.directory.join(path));
         }
@@ -218,7 +218,7 @@ impl Settings {
     }
 
     fn add_credentials(&mut self, around: &Surroundings) -> Result<(), ConfigError> {
-        let Some(directory) = around.variable("CREDENTIALS_DIRECTORY") else {
+        let Some(directory) = around.variable(super::CREDENTIALS_VARIABLE) else {
             return Ok(());
         };
         for key in KEYS {

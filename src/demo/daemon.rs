@@ -12,17 +12,8 @@ use super::place::Place;
 use super::watch;
 use crate::client::Client;
 use crate::command::{Queue, Status};
-use crate::config::ApiConfig;
+use crate::config::{self, ApiConfig};
 use crate::process::{self, Child};
-
-/// What would go before the configuration file; the demo's daemon must never touch another database.
-const ENVIRONMENT: [&str; 5] = [
-    "MONGODB_LOCAL_URL",
-    "MONGODB_CLOUD_URL",
-    "DATABASE_NAME",
-    "SANGAM_API_TOKEN",
-    "SANGAM_CONFIG",
-];
 
 /// A running daemon; killed when dropped.
 #[derive(Debug)]
@@ -42,7 +33,8 @@ impl Daemon {
             .open(place.log_file())
             .with_context(|| format!("cannot write {}", place.log_file().display()))?;
         let mut command = Command::new(&program);
-        for name in ENVIRONMENT {
+        // The demo's daemon must never touch another database.
+        for name in config::variables() {
             command.env_remove(name);
         }
         command

@@ -7,21 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
+use sangam::config;
 use sangam::process::{Child, free_port};
 use serde_json::Value;
 
 use super::api::{self, Answer};
 use super::{SOON, World, wait_until};
-
-/// What would override the configuration file from outside.
-const ENVIRONMENT: [&str; 6] = [
-    "MONGODB_LOCAL_URL",
-    "MONGODB_CLOUD_URL",
-    "DATABASE_NAME",
-    "SANGAM_API_TOKEN",
-    "SANGAM_MUTATION",
-    "SANGAM_FAILPOINT",
-];
 
 /// A configuration file in the making, with short times.
 #[derive(Clone, Debug)]
@@ -154,7 +145,7 @@ impl Settings {
     /// The binary with this configuration and environment; arguments follow.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sangam"));
-        for name in ENVIRONMENT {
+        for name in config::variables().chain(["SANGAM_MUTATION", "SANGAM_FAILPOINT"]) {
             command.env_remove(name);
         }
         command
