@@ -76,8 +76,21 @@ impl StoreError {
 
     /// No space left, or the file system went read-only.
     pub fn is_disk(&self) -> bool {
-        matches!(self, Self::Sqlite(rusqlite::Error::SqliteFailure(e, _))
-            if matches!(e.code, ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen))
+        use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        match self {
+            Self::Sqlite(rusqlite::Error::SqliteFailure(e, _)) => matches!(
+                e.code,
+                ErrorCode::DiskFull
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::CannotOpen
+            ),
+            Self::Directory { source, .. } => matches!(
+                source.kind(),
+                QuotaExceeded | ReadOnlyFilesystem | StorageFull
+            ),
+            _ => false,
+        }
     }
 }
 
