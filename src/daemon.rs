@@ -50,7 +50,10 @@ impl DaemonError {
             // A service manager tries again until the disk is well.
             Self::Store(e) if e.is_disk() => 1,
             Self::Store(
-                StoreError::Locked(_) | StoreError::Directory { .. } | StoreError::Newer { .. },
+                StoreError::Locked(_)
+                | StoreError::Directory { .. }
+                | StoreError::Newer { .. }
+                | StoreError::Unknown { .. },
             )
             | Self::Local(_)
             | Self::Refused(_) => 78,

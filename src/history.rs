@@ -28,17 +28,6 @@ const STEPS: [(i64, i64); 3] = [(60, 86_400), (900, 14 * 86_400), (21_600, 400 *
 /// Most changes of the link that are kept.
 const LINK_ROWS: i64 = 2000;
 
-/// Tables of the history; made in any state file that lacks them. Times in seconds since 1970.
-pub(crate) const TABLES: &str = "
-CREATE TABLE IF NOT EXISTS history(step INTEGER NOT NULL, at INTEGER NOT NULL, outbox INTEGER NOT NULL,
-  inbox INTEGER NOT NULL, lag REAL NOT NULL, sent INTEGER NOT NULL, fetched INTEGER NOT NULL,
-  sent_bytes INTEGER NOT NULL, fetched_bytes INTEGER NOT NULL, conflicts INTEGER NOT NULL,
-  PRIMARY KEY(step, at)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS link_history(n INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL,
-  online INTEGER NOT NULL, reason TEXT);
-CREATE TABLE IF NOT EXISTS activity(collection TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
-";
-
 /// What happened within a span: the highest of what is a level, the sum of what is a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -273,7 +262,7 @@ mod tests {
 
     fn store() -> Connection {
         let c = Connection::open_in_memory().unwrap();
-        c.execute_batch(TABLES).unwrap();
+        c.execute_batch(crate::store::TABLES).unwrap();
         c
     }
 

@@ -120,7 +120,7 @@ async fn survive(dir: &Path) {
     for start in 0..2 {
         let store = match Store::open(dir) {
             Ok(store) => store,
-            Err(StoreError::Newer { .. }) => return,
+            Err(StoreError::Newer { .. } | StoreError::Unknown { .. }) => return,
             Err(StoreError::Locked(_)) => {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;

@@ -13,6 +13,7 @@ pub mod cases;
 pub mod claim;
 pub mod definitions;
 pub mod differences;
+mod migrations;
 pub mod queue;
 pub mod records;
 mod schema;
@@ -50,15 +51,27 @@ pub enum StoreError {
     },
     /// The file was written by a later version.
     #[error(
-        "{path} was written by a newer sangam (format {found}, this one knows {known}); install that version again"
+        "{path} was written by sangam {by} (format {found}), this is sangam {version} (up to format {known}): install that \
+         version or a later one again, or move the file away, then both databases are compared anew",
+        version = env!("CARGO_PKG_VERSION")
     )]
     Newer {
         /// The file.
         path: PathBuf,
+        /// The version that opened it last.
+        by: String,
         /// Its format.
         found: i64,
         /// Ours.
         known: i64,
+    },
+    /// The file is somebody else's, or its first page is damaged.
+    #[error(
+        "{path} is not a state file of sangam: give it another state_dir, or move the file away, then both databases are compared anew"
+    )]
+    Unknown {
+        /// The file.
+        path: PathBuf,
     },
     /// SQLite failed.
     #[error("state store: {0}")]
@@ -370,7 +383,12 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
 }
 
 #[cfg(test)]
+pub(crate) use schema::TABLES;
+
+#[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod migration_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]

@@ -1,4 +1,7 @@
 //! Tables of the state file, and how it is opened and checked.
+//!
+//! These are the tables of the newest format; how a file of an older one gets them is in
+//! [`super::migrations`].
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -8,11 +11,18 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::StoreError;
+use super::migrations::{self, Step};
 
-/// Format of the state file (`PRAGMA user_version`).
-pub(super) const FORMAT: i64 = 1;
-
-const TABLES: &str = "
+/// cases: what `resolve` must know of an open conflict. local, remote: `_id` of the document on that
+/// side; fields: names, NUL-separated; seen: version of both documents when last shown to a person.
+/// walk: ranges of `_id` of comparisons under way; documents is NULL until a range is done.
+/// gone: documents that such a comparison found missing on a side (0 local, 1 remote).
+/// definitions: indexes and options of a collection; tree 0: as seen on the local side, 1: on the remote,
+/// 2: what both had. transactions: documents of the outbox that one transaction wrote.
+/// overruled: records of clashes that the policy settles by a write which may have happened; gone:
+/// digest of the content that this write replaces, NULL where there was no document.
+/// history, link_history, activity: times in seconds since 1970, but for activity, which has ms.
+pub(crate) const TABLES: &str = "
 CREATE TABLE meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID;
 CREATE TABLE namespaces(n INTEGER PRIMARY KEY, db TEXT NOT NULL, coll TEXT NOT NULL, UNIQUE(db, coll));
 -- pos keeps the order of the first change; seq changes with every change (R2).
@@ -28,6 +38,28 @@ CREATE INDEX outbox_ready ON outbox(pos) WHERE held IS NULL;
 CREATE INDEX inbox_ready ON inbox(pos) WHERE held IS NULL;
 CREATE INDEX outbox_held ON outbox(held) WHERE held IS NOT NULL;
 CREATE INDEX inbox_held ON inbox(held) WHERE held IS NOT NULL;
+CREATE INDEX outbox_gone ON outbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
+CREATE INDEX inbox_gone ON inbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
+-- Rows of the queues (0 outbox, 1 inbox) by namespace (as a key begins) and held ('' where it is not).
+CREATE TABLE counts(queue INTEGER NOT NULL, ns BLOB NOT NULL, held TEXT NOT NULL, n INTEGER NOT NULL,
+  PRIMARY KEY(queue, ns, held)) WITHOUT ROWID;
+CREATE TRIGGER outbox_came AFTER INSERT ON outbox BEGIN
+  INSERT INTO counts VALUES(0, substr(NEW.key, 1, 4), ifnull(NEW.held, ''), 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER inbox_came AFTER INSERT ON inbox BEGIN
+  INSERT INTO counts VALUES(1, substr(NEW.key, 1, 4), ifnull(NEW.held, ''), 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER outbox_held_or_freed AFTER UPDATE OF held ON outbox WHEN OLD.held IS NOT NEW.held BEGIN
+  UPDATE counts SET n = n - 1 WHERE queue = 0 AND ns = substr(OLD.key, 1, 4) AND held = ifnull(OLD.held, '');
+  INSERT INTO counts VALUES(0, substr(NEW.key, 1, 4), ifnull(NEW.held, ''), 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER inbox_held_or_freed AFTER UPDATE OF held ON inbox WHEN OLD.held IS NOT NEW.held BEGIN
+  UPDATE counts SET n = n - 1 WHERE queue = 1 AND ns = substr(OLD.key, 1, 4) AND held = ifnull(OLD.held, '');
+  INSERT INTO counts VALUES(1, substr(NEW.key, 1, 4), ifnull(NEW.held, ''), 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
+CREATE TRIGGER outbox_left AFTER DELETE ON outbox BEGIN
+  UPDATE counts SET n = n - 1 WHERE queue = 0 AND ns = substr(OLD.key, 1, 4) AND held = ifnull(OLD.held, '');
+  DELETE FROM transactions WHERE key = OLD.key; END;
+CREATE TRIGGER inbox_left AFTER DELETE ON inbox BEGIN
+  UPDATE counts SET n = n - 1 WHERE queue = 1 AND ns = substr(OLD.key, 1, 4) AND held = ifnull(OLD.held, ''); END;
+CREATE TABLE transactions(key BLOB PRIMARY KEY, t INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX transactions_t ON transactions(t);
 -- body: a marker byte (0 plain, 1 zstd), 8 bytes xxh3 of the content, the content.
 CREATE TABLE base(key BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 -- A write that may have reached `side`. new NULL: a deletion. base_after NULL with after_is_new=1: same as new.
@@ -40,38 +72,27 @@ CREATE TABLE stamps(key BLOB PRIMARY KEY, id BLOB NOT NULL, gen INTEGER NOT NULL
 -- other: the document that holds the unique value.
 CREATE TABLE open_conflicts(key BLOB PRIMARY KEY, conflict BLOB NOT NULL, kind TEXT NOT NULL, other BLOB) WITHOUT ROWID;
 CREATE INDEX open_conflicts_id ON open_conflicts(conflict);
+CREATE INDEX open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
+CREATE TABLE cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
+  seen INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE overruled(key BLOB PRIMARY KEY, doc BLOB NOT NULL, gone BLOB) WITHOUT ROWID;
 -- Records on their way into conflict_logs and sync_logs: fields to be set in the record with that _id,
 -- in order; a repeat does no harm.
 CREATE TABLE records(n INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL, coll TEXT NOT NULL, doc BLOB NOT NULL);
-INSERT INTO meta(k, v) VALUES('seq', 0);
-";
-
-/// Tables that came later; made in any file that lacks them.
-/// cases: what `resolve` must know of an open conflict. local, remote: `_id` of the document on that
-/// side; fields: names, NUL-separated; seen: version of both documents when last shown to a person.
-/// walk: ranges of `_id` of comparisons under way; documents is NULL until a range is done.
-/// gone: documents that such a comparison found missing on a side (0 local, 1 remote).
-/// definitions: indexes and options of a collection; tree 0: as seen on the local side, 1: on the remote,
-/// 2: what both had. transactions: documents of the outbox that one transaction wrote.
-/// overruled: records of clashes that the policy settles by a write which may have happened; gone:
-/// digest of the content that this write replaces, NULL where there was no document.
-const LATER: &str = "
-CREATE TABLE IF NOT EXISTS cases(conflict BLOB PRIMARY KEY, local BLOB, remote BLOB, fields TEXT NOT NULL,
-  seen INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS differences(key BLOB PRIMARY KEY, id BLOB NOT NULL, kind TEXT, repair TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS overruled(key BLOB PRIMARY KEY, doc BLOB NOT NULL, gone BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS walk(ns INTEGER NOT NULL, n INTEGER NOT NULL, first BLOB, last BLOB, exact INTEGER NOT NULL,
+CREATE TABLE differences(key BLOB PRIMARY KEY, id BLOB NOT NULL, kind TEXT, repair TEXT) WITHOUT ROWID;
+CREATE TABLE walk(ns INTEGER NOT NULL, n INTEGER NOT NULL, first BLOB, last BLOB, exact INTEGER NOT NULL,
   wrapped INTEGER NOT NULL, documents INTEGER, known INTEGER NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY(ns, n)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS gone(key BLOB PRIMARY KEY, id BLOB NOT NULL, side INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS outbox_gone ON outbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
-CREATE INDEX IF NOT EXISTS inbox_gone ON inbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
-CREATE INDEX IF NOT EXISTS open_conflicts_other ON open_conflicts(other) WHERE other IS NOT NULL;
-CREATE TABLE IF NOT EXISTS transactions(key BLOB PRIMARY KEY, t INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS transactions_t ON transactions(t);
-CREATE TRIGGER IF NOT EXISTS outbox_left AFTER DELETE ON outbox BEGIN
-  DELETE FROM transactions WHERE key = OLD.key; END;
-CREATE TABLE IF NOT EXISTS definitions(ns INTEGER NOT NULL, tree INTEGER NOT NULL, body BLOB NOT NULL,
+CREATE TABLE gone(key BLOB PRIMARY KEY, id BLOB NOT NULL, side INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE definitions(ns INTEGER NOT NULL, tree INTEGER NOT NULL, body BLOB NOT NULL,
   PRIMARY KEY(ns, tree)) WITHOUT ROWID;
+CREATE TABLE history(step INTEGER NOT NULL, at INTEGER NOT NULL, outbox INTEGER NOT NULL,
+  inbox INTEGER NOT NULL, lag REAL NOT NULL, sent INTEGER NOT NULL, fetched INTEGER NOT NULL,
+  sent_bytes INTEGER NOT NULL, fetched_bytes INTEGER NOT NULL, conflicts INTEGER NOT NULL,
+  PRIMARY KEY(step, at)) WITHOUT ROWID;
+CREATE TABLE link_history(n INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL,
+  online INTEGER NOT NULL, reason TEXT);
+CREATE TABLE activity(collection TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO meta(k, v) VALUES('seq', 0);
 ";
 
 /// A file whose existence asks for a full check at the next start.
@@ -79,7 +100,13 @@ pub(super) fn suspect_mark(path: &Path) -> PathBuf {
     path.with_extension("db.suspect")
 }
 
+/// Opens a file, or makes one, and brings it to the newest format.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+    open_with(path, migrations::STEPS)
+}
+
+/// The same with other steps from format to format.
+pub(super) fn open_with(path: &Path, steps: &[&Step<'_>]) -> Result<Connection, StoreError> {
     // Made before SQLite opens it: its log takes over the mode.
     let private = File::options()
         .create(true)
@@ -93,6 +120,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     })?;
     let mut conn = Connection::open(path)?;
     conn.busy_timeout(Duration::from_secs(5))?;
+    // Before anything is written into it: what is not ours is left as it is.
+    let format = migrations::examine(&conn, path, steps)?;
     // auto_vacuum must be set before the first table and journal_mode.
     conn.execute_batch("PRAGMA auto_vacuum=INCREMENTAL;")?;
     conn.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
@@ -100,25 +129,10 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-8000; PRAGMA wal_autocheckpoint=4000;",
     )?;
     conn.set_prepared_statement_cache_capacity(128);
-    let found: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-    match found {
-        0 => conn
-            .execute_batch(&format!(
-                "BEGIN IMMEDIATE; {TABLES} PRAGMA user_version={FORMAT}; COMMIT;"
-            ))
-            .map_err(StoreError::from)?,
-        FORMAT => {}
-        found => {
-            return Err(StoreError::Newer {
-                path: path.to_owned(),
-                found,
-                known: FORMAT,
-            });
-        }
+    if format.is_some() {
+        check(&mut conn, suspect_mark(path).exists())?;
     }
-    check(&mut conn, suspect_mark(path).exists())?;
-    conn.execute_batch(LATER)?;
-    conn.execute_batch(crate::history::TABLES)?;
+    migrations::bring_up(&conn, format, steps)?;
     Ok(conn)
 }
 

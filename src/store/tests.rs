@@ -354,7 +354,7 @@ fn a_newer_format_is_refused_with_its_remedy() {
         match Store::open(dir.path()) {
             Err(StoreError::Locked(_)) => std::thread::sleep(Duration::from_millis(5)),
             Err(e @ StoreError::Newer { .. }) => {
-                return assert!(e.to_string().contains("newer sangam"));
+                return assert!(e.to_string().contains("install that version"));
             }
             _ => panic!("opened a newer format"),
         }
