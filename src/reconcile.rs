@@ -50,6 +50,9 @@ const ASKED_EXACTLY: &str = "asked for, exactly";
 /// A local server that is away for so long ends the wait for what has to be written to it.
 const LOCAL_AWAY: Duration = Duration::from_secs(15);
 
+/// So many rows are not done in a moment: they are counted less often.
+const MANY: u32 = 2000;
+
 /// How long a comparison waits for streams that are not open.
 const OPENING: Duration = Duration::from_secs(15);
 
@@ -109,8 +112,9 @@ fn streams_ready(shared: &Shared) -> bool {
 /// Waits until changes are captured; streams that are opened anew, say, take a moment.
 async fn capturing(shared: &Shared) -> Result<(), Failure> {
     let began = tokio::time::Instant::now();
-    while !streams_ready(shared) {
-        if shared.cancel.is_cancelled() || !shared.may_work() || began.elapsed() > OPENING {
+    // Where the link is gone, the comparison itself says so.
+    while !streams_ready(shared) && shared.may_work() && !shared.cancel.is_cancelled() {
+        if began.elapsed() > OPENING {
             let side = match shared.streams_open(Side::Local) {
                 true => Side::Remote,
                 false => Side::Local,
@@ -290,7 +294,7 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
         let only = only.to_vec();
         let left = shared
             .store
-            .call(move |c| queue::ready_up_to(c, seq, &only, &halted))
+            .call(move |c| queue::ready_up_to(c, seq, (&only, &halted), MANY + 1))
             .await
             .map_err(store_failed)?;
         if left == 0 {
@@ -315,7 +319,7 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
         }
         tokio::select! {
             () = shared.cancel.cancelled() => return Err(Failure::offline(crate::failure::Reason::Offline)),
-            () = tokio::time::sleep(Duration::from_millis(if left > 2000 { 100 } else { 15 })) => {}
+            () = tokio::time::sleep(Duration::from_millis(if left > u64::from(MANY) { 100 } else { 15 })) => {}
         }
     }
 }

@@ -19,12 +19,12 @@ use crate::decide::Side;
 use crate::failure::{Failure, Reason};
 use crate::key::Id;
 use crate::loss;
-use crate::selection;
 use crate::progress::Meter;
+use crate::selection;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::walks::{self, Part, Tally};
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, queue};
 use crate::walk::Place;
 
 /// Ranges compared at once.
@@ -34,7 +34,7 @@ const AT_ONCE: usize = 4;
 const ASKED_AT_ONCE: usize = 8;
 
 /// While more documents than this wait in a queue, nothing is compared: they would only fill the disk.
-const WAITING: u32 = 20_000;
+const WAITING: u64 = 20_000;
 
 /// A collection whose queue does not move for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -291,17 +291,18 @@ impl Pass<'_> {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
+            // Rows of a halted collection stay: they must not stop the others.
+            let halted: Vec<u32> = lock(&self.shared.halted).iter().copied().collect();
             let waiting = self
                 .shared
                 .store
-                .call(|c| walks::count_ready(c, WAITING + 1))
+                .call(move |c| queue::count_ready(c, &halted))
                 .await
                 .map_err(store_failed)?;
             if waiting < least {
                 (least, since) = (waiting, tokio::time::Instant::now());
             }
-            // Rows of a halted collection stay: they must not stop the others.
-            if waiting <= u64::from(WAITING) || since.elapsed() > PATIENCE {
+            if waiting <= WAITING || since.elapsed() > PATIENCE {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -323,7 +324,7 @@ impl Pass<'_> {
             let in_base = if first { 0 } else { walks::count_base(c, ns)? };
             // Documents in conflict have no base, and need none.
             let queued = if tally.documents > in_base {
-                walks::count_queued(c, ns, u32::MAX)?
+                queue::count_of(c, ns)?
             } else {
                 0
             };

@@ -264,6 +264,23 @@ impl Real {
                     contents.insert(n, a);
                 }
             }
+            // The counts are those of the rows, after every step and every crash.
+            for of in [Side::Local, Side::Remote] {
+                let t = queue::table(of);
+                let number = |what: &str| {
+                    let query = format!("SELECT count(*) FROM {t} WHERE {what}");
+                    c.query_row(&query, [], |r| r.get::<_, u64>(0))
+                };
+                let counts = queue::counts(c, of)?;
+                assert_eq!(counts.all, number("true")?);
+                assert_eq!(counts.conflict, number("held = 'conflict'")?);
+                assert_eq!(counts.failed, number("held = 'failed'")?);
+            }
+            let rows_of = "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM inbox)";
+            assert_eq!(
+                queue::count_of(c, 1)?,
+                c.query_row(rows_of, [], |r| r.get::<_, u64>(0))?
+            );
             Ok(Model {
                 seq: queue::last_seq(c)?,
                 outbox: rows("outbox")?,

@@ -337,66 +337,77 @@ pub struct Counts {
     pub oldest: Option<i64>,
 }
 
-/// Counts of the queue with that side's changes.
+/// Counts of the queue with that side's changes. They are kept by triggers, in the transaction that
+/// changes the rows: a queue of a million costs no more than an empty one.
 pub fn counts(c: &Connection, of: Side) -> rusqlite::Result<Counts> {
-    let t = table(of);
-    let held = |what: &str| -> rusqlite::Result<u64> {
-        c.prepare_cached(&format!(
-            "SELECT count(*) FROM {t} WHERE held = ? AND held IS NOT NULL"
+    let mut counts = Counts::default();
+    let mut rows =
+        c.prepare_cached("SELECT held, sum(n) FROM counts WHERE queue = ? GROUP BY held")?;
+    let mut rows = rows.query([of as i64])?;
+    while let Some(r) = rows.next()? {
+        let n: u64 = r.get(1)?;
+        counts.all += n;
+        match r.get_ref(0)?.as_str()? {
+            "conflict" => counts.conflict += n,
+            "failed" => counts.failed += n,
+            _ => {}
+        }
+    }
+    counts.oldest = c
+        .prepare_cached(&format!(
+            "SELECT at FROM {} WHERE held IS NULL ORDER BY pos LIMIT 1",
+            table(of)
         ))?
-        .query_row([what], |r| r.get(0))
-    };
-    Ok(Counts {
-        all: c
-            .prepare_cached(&format!("SELECT count(*) FROM {t}"))?
-            .query_row([], |r| r.get(0))?,
-        conflict: held("conflict")?,
-        failed: held("failed")?,
-        oldest: c
-            .prepare_cached(&format!(
-                "SELECT at FROM {t} WHERE held IS NULL ORDER BY pos LIMIT 1"
-            ))?
-            .query_row([], |r| r.get(0))
-            .optional()?,
-    })
+        .query_row([], |r| r.get(0))
+        .optional()?;
+    Ok(counts)
 }
 
-/// Rows that are not held and were queued no later than sequence number `seq`: in the namespaces
-/// `only` (all, if empty), never in those of `never`.
-pub fn ready_up_to(c: &Connection, seq: i64, only: &[u32], never: &[u32]) -> rusqlite::Result<u64> {
+/// Rows of one namespace in both queues.
+pub fn count_of(c: &Connection, ns: u32) -> rusqlite::Result<u64> {
+    c.prepare_cached("SELECT ifnull(sum(n), 0) FROM counts WHERE queue IN (0, 1) AND ns = ?")?
+        .query_row([ns.to_be_bytes()], |r| r.get(0))
+}
+
+/// Rows in both queues that are not held, and not of the namespaces `never`.
+pub fn count_ready(c: &Connection, never: &[u32]) -> rusqlite::Result<u64> {
+    let mut rows = c.prepare_cached("SELECT ns, n FROM counts WHERE held = ''")?;
+    let mut rows = rows.query([])?;
     let mut total = 0;
-    for table in ["outbox", "inbox"] {
-        if only.is_empty() && never.is_empty() {
-            total += c
-                .prepare_cached(&format!(
-                    "SELECT count(*) FROM {table} WHERE held IS NULL AND seq <= ?"
-                ))?
-                .query_row([seq], |r| r.get::<_, u64>(0))?;
-        } else {
-            let mut rows = c.prepare_cached(&format!(
-                "SELECT key FROM {table} WHERE held IS NULL AND seq <= ?"
-            ))?;
-            for key in rows.query_map([seq], |r| r.get(0))? {
-                let ns = Key::from_bytes(key?).ns();
-                total += u64::from((only.is_empty() || only.contains(&ns)) && !never.contains(&ns));
-            }
+    while let Some(r) = rows.next()? {
+        let ns = r.get_ref(0)?.as_blob()?;
+        if !never.iter().any(|n| n.to_be_bytes() == ns) {
+            total += r.get::<_, u64>(1)?;
         }
     }
     Ok(total)
 }
 
-/// Rows of one namespace in both queues.
-pub fn count_of(c: &Connection, ns: u32) -> rusqlite::Result<u64> {
+/// Rows that are not held and were queued no later than sequence number `seq`: in the namespaces
+/// `only` (all, if empty), never in those of `never`. Of each queue no more than `most` are counted.
+pub fn ready_up_to(
+    c: &Connection,
+    seq: i64,
+    (only, never): (&[u32], &[u32]),
+    most: u32,
+) -> rusqlite::Result<u64> {
+    let list = |numbers: &[u32]| {
+        let each = numbers.iter().map(|n| format!("x'{n:08x}'"));
+        each.collect::<Vec<_>>().join(",")
+    };
+    let mut of = String::new();
+    if !only.is_empty() {
+        of += &format!(" AND substr(key, 1, 4) IN ({})", list(only));
+    }
+    if !never.is_empty() {
+        of += &format!(" AND substr(key, 1, 4) NOT IN ({})", list(never));
+    }
     let mut total = 0;
     for table in ["outbox", "inbox"] {
-        // A key begins with its namespace, in the order of the numbers.
+        let rows = format!("SELECT 1 FROM {table} WHERE held IS NULL AND seq <= ?{of} LIMIT ?");
         total += c
-            .prepare_cached(&format!(
-                "SELECT count(*) FROM {table} WHERE key >= ? AND key < ?"
-            ))?
-            .query_row([ns.to_be_bytes(), (ns + 1).to_be_bytes()], |r| {
-                r.get::<_, u64>(0)
-            })?;
+            .prepare_cached(&format!("SELECT count(*) FROM ({rows})"))?
+            .query_row(params![seq, most], |r| r.get::<_, u64>(0))?;
     }
     Ok(total)
 }
