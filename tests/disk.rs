@@ -135,7 +135,10 @@ impl<'a> Frozen<'a> {
 
     fn mark(&self, how: &str) {
         // Where there is no such command, the probe tells.
-        let _ = Command::new("chattr").args(["-R", how]).arg(self.0).output();
+        let _ = Command::new("chattr")
+            .args(["-R", how])
+            .arg(self.0)
+            .output();
     }
 }
 

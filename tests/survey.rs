@@ -397,7 +397,10 @@ async fn adopted_while_held(mode: &str) {
     // AND nothing is held any more: what follows goes both ways, in both collections
     daemon.wait_status("unresolvedConflicts", |n| *n == 0).await;
     let status = daemon.status().await.unwrap();
-    assert!(!status["notices"].to_string().contains("not synced until"), "{status}");
+    assert!(
+        !status["notices"].to_string().contains("not synced until"),
+        "{status}"
+    );
     for (from, to) in [(&here, &there), (&lost_there, &lost)] {
         from.insert_one(doc! {"_id": "after"}).await.unwrap();
         wait_doc(to, "after", "what follows arrives", |_| true).await;
