@@ -48,10 +48,21 @@ fn full(id: &str, letter: &str) -> Document {
     with(letter.repeat((16 << 20) - rest))
 }
 
+/// A world whose servers have room for many large documents at once.
+async fn roomy(test: &str) -> World {
+    let world = World::with_oplogs(test, 990).await;
+    for db in [&world.local, &world.remote] {
+        let cache = doc! {"setParameter": 1, "wiredTigerEngineRuntimeConfig": "cache_size=1G"};
+        let admin = db.client().database("admin");
+        admin.run_command(cache).await.unwrap();
+    }
+    world
+}
+
 #[tokio::test]
 async fn r14_documents_without_room_for_the_sync_fields_arrive_without_them() {
     // GIVEN documents of exactly 16 MiB among small ones, and large ones, all queued at once
-    let world = World::new("full").await;
+    let world = roomy("full").await;
     let daemon = world.start().await;
     let (here, there) = both(&world, "c");
     let large = |id: &str| doc! {"_id": id, "a": "a".repeat(6 << 20)};
@@ -65,7 +76,6 @@ async fn r14_documents_without_room_for_the_sync_fields_arrive_without_them() {
         docs.collect::<Vec<_>>()
     };
     here.insert_many(small("l")).await.unwrap();
-    // One by one: together they are more than a small server takes at once.
     for one in [full("l", "a"), large("l large"), large("l large too")] {
         here.insert_one(one).await.unwrap();
     }
