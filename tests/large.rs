@@ -113,7 +113,7 @@ async fn r14_documents_without_room_for_the_sync_fields_arrive_without_them() {
     assert_eq!(conflict.get_str("kind").unwrap(), "rejected");
     let notes = conflict.get_str("notes").unwrap();
     assert!(
-        notes.contains("refuses the document") && notes.contains("larg"),
+        notes.contains("refuses the document") && notes.contains("16MB"),
         "{notes}"
     );
     here.insert_one(doc! {"_id": "after"}).await.unwrap();
