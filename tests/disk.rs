@@ -119,3 +119,76 @@ async fn r22_a_full_disk_stops_nobody_and_is_recovered_from() {
     assert_eq!(daemon.pid(), pid);
     daemon.kill9();
 }
+
+/// A folder that takes no write, not even into files that are open, until it is dropped: what a file
+/// system does that has gone read-only. (To remount one is refused while a file is open for writing.)
+struct Frozen<'a>(&'a Path);
+
+impl<'a> Frozen<'a> {
+    /// `None` where this needs a right that we lack, or a file system that knows no such mark.
+    fn freeze(folder: &'a Path) -> Option<Self> {
+        let mut probe = std::fs::File::create(folder.join("probe")).unwrap();
+        let frozen = Self(folder);
+        frozen.mark("+i");
+        probe.write_all(b"x").is_err().then_some(frozen)
+    }
+
+    fn mark(&self, how: &str) {
+        // Where there is no such command, the probe tells.
+        let _ = Command::new("chattr")
+            .args(["-R", how])
+            .arg(self.0)
+            .output();
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.mark("-i");
+    }
+}
+
+#[tokio::test]
+async fn r22_a_state_directory_that_goes_read_only_stops_nobody_and_is_recovered_from() {
+    // GIVEN a daemon at work
+    let world = World::new("frozen").await;
+    let mut daemon = world.start().await;
+    let (pid, state) = (daemon.pid(), daemon.state_dir());
+    let (here, there) = both(&world, "c");
+    here.insert_one(doc! {"_id": "before"}).await.unwrap();
+    world.wait_converged(&daemon).await;
+    // WHEN its state directory takes no write any more, and apps on both sides go on
+    let Some(frozen) = Frozen::freeze(&state) else {
+        eprintln!("files can't be made immutable here (chattr +i): not tested");
+        return;
+    };
+    here.insert_many((0..500).map(|n| doc! {"_id": n}))
+        .await
+        .unwrap();
+    there
+        .insert_many((500..1000).map(|n| doc! {"_id": n}))
+        .await
+        .unwrap();
+    here.delete_one(doc! {"_id": "before"}).await.unwrap();
+    // THEN status and log say so, the process stays, and nothing was moved without being on record
+    daemon
+        .wait_status("notices", |n| says(n, "state can't be written"))
+        .await;
+    daemon.wait_log("state can't be written").await;
+    let said = daemon.settings.cli(&["status"]);
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("state can't be written"), "{said}");
+    assert!(daemon.exit_status().is_none(), "it goes on");
+    // WHEN it can be written again THEN everything arrives without help
+    drop(frozen);
+    world
+        .wait_converged_within(common::kit::PATIENT, &daemon)
+        .await;
+    assert_eq!(here.count_documents(doc! {}).await.unwrap(), 1000);
+    daemon
+        .wait_status("notices", |n| !says(n, "state can't be written"))
+        .await;
+    assert!(world.conflicts().await.is_empty());
+    assert_eq!(daemon.pid(), pid);
+    assert!(daemon.exit_status().is_none());
+}
