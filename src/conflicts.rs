@@ -43,6 +43,9 @@ pub struct Found {
 /// Most bytes of bodies in one record; a record is a document and has the server's limit of 16 MiB.
 pub(crate) const BODIES: usize = 15 << 20;
 
+/// Most bytes of a value shown by itself; the documents have it whole.
+const VALUE: usize = 256 << 10;
+
 impl Found {
     /// The clash of a unique index: `key` can't be written to `to`, where `blocker` holds the value.
     pub fn unique(
@@ -169,14 +172,21 @@ fn value(w: &mut Writer, name: &str, side: Option<&(Id, Vec<u8>)>, fields: &[Str
     let at = |f: &String| side.and_then(|(_, doc)| raw::get(doc, f.as_bytes()));
     match fields {
         [one] => match at(one) {
+            Some(e) if e.value.len() > VALUE => w.str(name, "too large to be shown by itself"),
             Some(e) => w.value(name, e.kind, e.value),
             None => w.value(name, 0x0A, &[]),
         },
         many => {
             w.open(name);
             for f in many {
-                if let Some(e) = at(f) {
-                    w.whole(e.whole);
+                match at(f) {
+                    Some(e) if e.value.len() > VALUE / many.len() => {
+                        w.str(f, "too large to be shown by itself");
+                    }
+                    Some(e) => {
+                        w.whole(e.whole);
+                    }
+                    None => {}
                 }
             }
             w.close()

@@ -26,6 +26,12 @@ const COMMAND_BYTES: usize = 4 << 20;
 /// From here on base and new together might not fit a command.
 const HUGE: usize = 7 << 20;
 
+/// The server's limit for a document, and nearly that for a command.
+const LARGEST: usize = 16 << 20;
+
+/// Bytes of a stamp beside the names of its fields.
+const STAMP: usize = 36;
+
 /// The server's `ConversionFailure`: what our guard raises.
 const GUARD_FAILED: i32 = 241;
 
@@ -203,6 +209,10 @@ pub async fn write(
             if Kind::of(form) != Some(kind) {
                 continue;
             }
+            if !batch.has_room(write) {
+                let full = std::mem::replace(&mut batch, Batch::new(kind, coll));
+                full.send(endpoint, db, &mut outcome).await;
+            }
             batch.push(i, write, form, sync_fields, stamp);
             if batch.bytes() >= most {
                 let full = std::mem::replace(&mut batch, Batch::new(kind, coll));
@@ -261,6 +271,11 @@ pub(crate) fn commands(
         let mut batch = Batch::within_transaction(kind, coll);
         for (i, (write, form)) in writes.iter().enumerate() {
             if Kind::of(form) == Some(kind) {
+                if !batch.has_room(write) {
+                    let next = Batch::within_transaction(kind, coll);
+                    let full = std::mem::replace(&mut batch, next);
+                    commands.push((kind, full.w, full.order.len()));
+                }
                 batch.push(i, write, form, sync_fields, stamp);
                 if batch.bytes() >= COMMAND_BYTES {
                     let next = Batch::within_transaction(kind, coll);
@@ -316,6 +331,12 @@ impl Batch {
         self.w.len()
     }
 
+    /// Whether a write still fits the command; the first one always goes.
+    fn has_room(&self, write: &Write) -> bool {
+        let len = |d: &Option<Vec<u8>>| d.as_ref().map_or(0, Vec::len);
+        self.order.is_empty() || self.bytes() + len(&write.expect) + len(&write.new) < LARGEST
+    }
+
     fn push(
         &mut self,
         i: usize,
@@ -325,6 +346,7 @@ impl Batch {
         stamp: Option<Stamp<'_>>,
     ) {
         let name = index_name(self.order.len());
+        let stamp = write.new.as_deref().and_then(|new| fitting(new, stamp));
         self.order.push(i);
         match (form, &write.new) {
             (Form::Insert, Some(new)) => {
@@ -341,7 +363,7 @@ impl Batch {
                 self.w.open_array("u");
                 match (form, &write.expect) {
                     (Form::Fields(_), Some(expect)) => {
-                        fields_stage(&mut self.w, &write.id, expect, new, stamp)
+                        fields_stage(&mut self.w, (&write.id, expect, new), sync_fields, stamp)
                     }
                     _ => whole_stages(&mut self.w, write, new, sync_fields, stamp),
                 }
@@ -443,9 +465,18 @@ pub fn verdict_of(e: &Document) -> Verdict {
     }
 }
 
-/// A content with the sync fields at its end.
+/// The stamp, if a document of that content has room for it; otherwise it goes without.
+fn fitting<'a>(content: &[u8], stamp: Option<Stamp<'a>>) -> Option<Stamp<'a>> {
+    stamp.filter(|stamp| {
+        let f = stamp.fields;
+        let names = f.synced_at.len() + f.origin.len() + f.sync_status.len();
+        content.len() + names + STAMP <= LARGEST
+    })
+}
+
+/// A content with the sync fields at its end, if they have room there.
 pub fn stamped(content: &[u8], stamp: Option<Stamp<'_>>) -> Vec<u8> {
-    let Some(stamp) = stamp else {
+    let Some(stamp) = fitting(content, stamp) else {
         return content.to_vec();
     };
     let mut w = Writer::new();

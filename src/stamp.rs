@@ -24,6 +24,9 @@ use crate::store::{base, records};
 /// Documents stamped in one command.
 const BATCH: u32 = 1000;
 
+/// Bytes of documents in one command, which has each of them in its guard; a larger one goes alone.
+const BYTES: usize = 8 << 20;
+
 /// Longest wait for the traffic to pause, before each command.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -131,12 +134,16 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
             let Some((db, coll)) = shared.store.namespace_name(ns) else {
                 continue;
             };
-            let docs = shared
-                .local
-                .read(&db, &coll, ns, due.iter().map(|d| &d.id))
-                .await?;
-            for chunk in due.chunks(BATCH as usize) {
-                again.extend(write(shared, &settings, (&db, &coll), chunk, &docs).await?);
+            // As large as documents of this collection were when last read.
+            let size = lock(&shared.sizes).get(&ns).copied().unwrap_or(0);
+            for chunk in due.chunks((BYTES / size.max(1)).clamp(1, BATCH as usize)) {
+                let docs = shared
+                    .local
+                    .read(&db, &coll, ns, chunk.iter().map(|d| &d.id))
+                    .await?;
+                for part in parts(chunk, &docs) {
+                    again.extend(write(shared, &settings, (&db, &coll), part, &docs).await?);
+                }
             }
         }
     }
@@ -164,7 +171,23 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
     forgotten.await.map_err(store_failed)
 }
 
-/// Stamps a chunk. The documents that were not as read any more: their stamp is still due.
+/// Cuts a chunk so that the documents of each part fit one command.
+fn parts<'a, 'd>(chunk: &'a [&'d Due], docs: &HashMap<Key, Vec<u8>>) -> Vec<&'a [&'d Due]> {
+    let mut parts = vec![];
+    let (mut begin, mut bytes) = (0, 0);
+    for (i, d) in chunk.iter().enumerate() {
+        let size = docs.get(&d.key).map_or(0, Vec::len);
+        if i > begin && bytes + size > BYTES {
+            parts.push(&chunk[begin..i]);
+            (begin, bytes) = (i, 0);
+        }
+        bytes += size;
+    }
+    parts.push(&chunk[begin..]);
+    parts
+}
+
+/// Stamps a part. The documents that were not as read any more: their stamp is still due.
 async fn write(
     shared: &Shared,
     settings: &Settings,

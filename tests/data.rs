@@ -250,36 +250,6 @@ async fn r14_numbers_of_other_types_are_the_same_id() {
 }
 
 #[tokio::test]
-async fn r14_documents_up_to_the_servers_limit() {
-    // GIVEN documents of 16 MiB less the stamp on either side
-    let world = World::new("huge").await;
-    let daemon = world.start().await;
-    let (here, there) = both(&world, "c");
-    let huge =
-        |id: &str, letter: &str| doc! {"_id": id, "big": letter.repeat((16 << 20) - 300), "n": 0};
-    here.insert_one(huge("l", "a")).await.unwrap();
-    there.insert_one(huge("r", "b")).await.unwrap();
-    converged_without_conflict(&world, &daemon).await;
-    // WHEN a small field changes, and all of it
-    let set = doc! {"$set": {"n": 1}};
-    here.update_one(doc! {"_id": "r"}, set.clone())
-        .await
-        .unwrap();
-    there.update_one(doc! {"_id": "l"}, set).await.unwrap();
-    converged_without_conflict(&world, &daemon).await;
-    here.replace_one(doc! {"_id": "l"}, huge("l", "c"))
-        .await
-        .unwrap();
-    there
-        .replace_one(doc! {"_id": "r"}, huge("r", "d"))
-        .await
-        .unwrap();
-    // THEN both sides have it
-    converged_without_conflict(&world, &daemon).await;
-    assert_eq!(here.count_documents(doc! {}).await.unwrap(), 2);
-}
-
-#[tokio::test]
 async fn r21_odd_versions_are_kept_on_record_as_they_are() {
     // GIVEN odd documents that clash
     let world = World::new("odd_records").await;

@@ -47,11 +47,12 @@ fn literal_str(w: &mut Writer, name: &str, value: &str) {
     w.open(name).str("$literal", value).close();
 }
 
+/// The document: its `_id`, the content seen, the new one. Without a stamp the sync fields go, too:
+/// there is no stamping, and none are named, or the document has no room for them.
 pub(super) fn fields_stage(
     w: &mut Writer,
-    id: &Id,
-    expect: &[u8],
-    new: &[u8],
+    (id, expect, new): (&Id, &[u8], &[u8]),
+    sync_fields: &[String],
     stamp: Option<Stamp<'_>>,
 ) {
     let diff = content::diff(expect, new).unwrap_or_default();
@@ -82,6 +83,11 @@ pub(super) fn fields_stage(
             w.str(e.name, "$$REMOVE");
         }
         first = false;
+    }
+    if stamp.is_none() {
+        for name in sync_fields {
+            w.str(name, "$$REMOVE");
+        }
     }
     stamp_fields(w, stamp);
     w.close().close();
