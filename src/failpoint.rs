@@ -1,7 +1,8 @@
 //! Test-only crash points and mutations; in a release build nothing of it is there.
 //!
 //! `SANGAM_FAILPOINT=name:probability[,name:probability]` aborts the process at named points;
-//! `SANGAM_MUTATION=name` takes one rule of the contract away, so that the tests can be seen to fail.
+//! `SANGAM_STALL=name:FILE` waits at such a point for as long as the file exists, and says so by making
+//! `FILE.reached`; `SANGAM_MUTATION=name` takes one rule of the contract away, so that the tests can be seen to fail.
 
 #[cfg(debug_assertions)]
 use std::collections::HashMap;
@@ -11,6 +12,8 @@ use std::collections::HashMap;
 pub struct Failpoints {
     #[cfg(debug_assertions)]
     points: HashMap<String, f64>,
+    #[cfg(debug_assertions)]
+    stall: Option<(String, std::path::PathBuf)>,
     #[cfg(debug_assertions)]
     mutation: String,
 }
@@ -28,8 +31,11 @@ impl Failpoints {
                     Some((name.trim().to_owned(), chance.trim().parse().ok()?))
                 })
                 .collect();
+            let stall = std::env::var("SANGAM_STALL").unwrap_or_default();
+            let stall = stall.split_once(':');
             Self {
                 points,
+                stall: stall.map(|(name, file)| (name.to_owned(), file.into())),
                 mutation: std::env::var("SANGAM_MUTATION").unwrap_or_default(),
             }
         }
@@ -45,6 +51,20 @@ impl Failpoints {
         {
             eprintln!("failpoint {_name}");
             std::process::abort();
+        }
+    }
+
+    /// Waits here, if told to, until somebody removes the file.
+    pub async fn stall(&self, _name: &str) {
+        #[cfg(debug_assertions)]
+        if let Some((name, file)) = &self.stall
+            && name == _name
+        {
+            while file.exists() {
+                // A test that asks for it makes sure that this can be written.
+                let _ = std::fs::write(file.with_extension("reached"), b"");
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
         }
     }
 
