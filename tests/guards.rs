@@ -6,7 +6,7 @@
 mod common;
 
 use common::kit::{
-    Docs, PATIENT, conflicts_now, cut, dealt_with, fill, heal, raw_docs, set, the_conflict,
+    Docs, PATIENT, both, conflicts_now, cut, dealt_with, fill, heal, raw_docs, set, the_conflict,
     wait_closed, wait_content, wait_reconciled,
 };
 use common::{Daemon, World, wait_until};
@@ -77,17 +77,24 @@ async fn r13_a_mass_delete_is_held_over_kill_9_until_it_is_confirmed() {
         let status = daemon.status().await.unwrap();
         let notices = status["notices"].to_string();
         assert!(notices.contains("sangam resolve "), "{notices}");
-        // AND it stays so over a crash, a sync and a reconcile
+        // AND it stays so over a crash, a sync and a reconcile, while other collections go on
         daemon.kill9();
         daemon.restart().await;
+        let (here, there) = both(&world, "another");
+        here.insert_one(doc! {"_id": "here"}).await.unwrap();
+        there.insert_one(doc! {"_id": "there"}).await.unwrap();
+        wait_content(&there, "here", doc! {"_id": "here"}).await;
+        wait_content(&here, "there", doc! {"_id": "there"}).await;
         dealt_with(&daemon).await;
         wait_reconciled(&daemon).await;
         assert_eq!(count(other).await, 1500);
         // WHEN it is confirmed, THEN it is carried over, but for what was edited meanwhile
         set(other, 700, doc! {"v": 1}).await;
+        set(from, 5, doc! {"v": 2}).await;
         resolve(&daemon, if local { "keep_local" } else { "keep_remote" }).await;
         wait_count(other, 21).await;
         wait_content(from, 700, doc! {"_id": 700, "v": 1}).await;
+        wait_content(other, 5, doc! {"_id": 5, "v": 2}).await;
         // AND the next one is held again
         let more = (5000..5400).map(|i| doc! {"_id": i});
         from.insert_many(more).await.unwrap();

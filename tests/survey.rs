@@ -13,7 +13,7 @@ use common::kit::{
 };
 use common::{Daemon, World, wait_until};
 use mongodb::IndexModel;
-use mongodb::bson::{Document, doc};
+use mongodb::bson::{Bson, Document, doc};
 use mongodb::options::IndexOptions;
 use serde_json::{Value, json};
 
@@ -360,6 +360,57 @@ async fn r12_adopting_one_side_makes_the_other_equal_and_can_be_undone() {
         wait_content(&there, 200, doc! {"_id": 200, "v": other}).await;
         world.wait_converged_within(PATIENT, &daemon).await;
     }
+}
+
+/// Adopts while a mass of deletions and a dropped collection are held, both of the remote side.
+async fn adopted_while_held(mode: &str) {
+    // GIVEN a collection whose deletions are held, another one that was dropped, and edits that wait
+    let world = World::new(&format!("held_{mode}")).await;
+    let daemon = world.start().await;
+    let (here, there) = fill(&world, &daemon, "c", 300).await;
+    let (lost, lost_there) = fill(&world, &daemon, "lost", 30).await;
+    there.delete_many(doc! {"_id": {"$lt": 200}}).await.unwrap();
+    lost_there.drop().await.unwrap();
+    daemon.wait_status("unresolvedConflicts", |n| *n == 2).await;
+    here.insert_one(doc! {"_id": "new"}).await.unwrap();
+    set(&here, 250, doc! {"v": "local"}).await;
+    set(&there, 251, doc! {"v": "remote"}).await;
+    // WHEN the running daemon is told how to go on
+    let told = (daemon.settings).cli(&["reconcile", "--adopt", mode, "--yes"]);
+    assert!(told.status.success(), "{mode}: {told:?}");
+    // THEN both sides are equal in that way
+    let (c, l, edits) = match mode {
+        "merge" => (301, 30, ["local", "remote"].map(Bson::from)),
+        "local" => (301, 30, [Bson::from("local"), Bson::from(0)]),
+        _ => (100, 0, [Bson::from(0), Bson::from("remote")]),
+    };
+    world.wait_converged_within(PATIENT, &daemon).await;
+    let counts = (
+        here.count_documents(doc! {}).await.unwrap(),
+        lost.count_documents(doc! {}).await.unwrap(),
+    );
+    assert_eq!(counts, (c, l), "{mode}");
+    for (id, v) in [250, 251].into_iter().zip(edits) {
+        let found = there.find_one(doc! {"_id": id}).await.unwrap();
+        assert_eq!(found.unwrap().get("v"), Some(&v), "{mode}: {id}");
+    }
+    // AND nothing is held any more: what follows goes both ways, in both collections
+    daemon.wait_status("unresolvedConflicts", |n| *n == 0).await;
+    let status = daemon.status().await.unwrap();
+    assert!(!status["notices"].to_string().contains("not synced until"), "{status}");
+    for (from, to) in [(&here, &there), (&lost_there, &lost)] {
+        from.insert_one(doc! {"_id": "after"}).await.unwrap();
+        wait_doc(to, "after", "what follows arrives", |_| true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r13_adopting_in_a_running_daemon_settles_what_it_holds() {
+    tokio::join!(
+        adopted_while_held("merge"),
+        adopted_while_held("local"),
+        adopted_while_held("remote")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
