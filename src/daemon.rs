@@ -23,7 +23,7 @@ use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
     adopt, disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, schema,
-    stamp, tail, tell, watermark, worker,
+    selection, stamp, tail, tell, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -47,6 +47,8 @@ impl DaemonError {
     /// Exit code: 78 for what a person has to put right, 1 for what a restart may mend.
     pub fn exit_code(&self) -> u8 {
         match self {
+            // A service manager tries again until the disk is well.
+            Self::Store(e) if e.is_disk() => 1,
             Self::Store(
                 StoreError::Locked(_) | StoreError::Directory { .. } | StoreError::Newer { .. },
             )
@@ -101,6 +103,9 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     {
         shared.runs.set_last(run);
     }
+    let settings = shared.settings();
+    let noted = shared.store.call(move |c| selection::note(c, &settings));
+    noted.await?;
     halt::load(&shared).await?;
     ruling::load(&shared).await?;
     reconcile::load(&shared).await?;

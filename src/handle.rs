@@ -22,7 +22,9 @@ use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::{self, StoreError, queue, records};
-use crate::{adopt, plan, pull, reconcile, recorder, runs, tail, verify, vitals, watermark};
+use crate::{
+    adopt, plan, pull, reconcile, recorder, runs, selection, tail, verify, vitals, watermark,
+};
 
 /// A running daemon, as the API, the control file and the signals see it. Cheap to clone.
 #[derive(Clone)]
@@ -449,14 +451,13 @@ impl Handle {
                 "{name} can't change while the daemon runs; restart it"
             )));
         }
-        let newly_synced = now.config.sync.collections != config.sync.collections
-            || now.config.sync.exclude != config.sync.exclude;
         self.shared.set_config(config);
-        if newly_synced {
-            for db in &now.config.databases {
-                reconcile::ask(&self.shared, db, "collections changed").await?;
-            }
-        }
+        let settings = self.shared.settings();
+        let noted = self
+            .shared
+            .store
+            .call(move |c| selection::note(c, &settings));
+        noted.await?;
         self.shared.wake.notify_one();
         self.shared.reconcile.notify_one();
         Ok(())

@@ -183,7 +183,7 @@ pub fn adopt(c: &rusqlite::Connection) -> rusqlite::Result<()> {
     ] {
         c.execute(&format!("DELETE FROM {table}"), [])?;
     }
-    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k = 'last_record' OR k LIKE 'loss\\_confirmed:%' ESCAPE '\\' OR k = 'verify' OR k = 'verified' OR k = 'verified_short' OR k = 'proof'", [])?;
+    c.execute("DELETE FROM meta WHERE k LIKE 'identity:%' OR k LIKE 'token:%' OR k LIKE 'reconcile:%' OR k LIKE 'pull:%' OR k LIKE 'halted:%' OR k LIKE 'seen:%' OR k LIKE 'walk:%' OR k LIKE 'first:%' OR k LIKE 'exact:%' OR k LIKE 'missed:%' OR k = 'last_record' OR k LIKE 'loss\\_confirmed:%' ESCAPE '\\' OR k = 'verify' OR k = 'verified' OR k = 'verified_short' OR k = 'proof'", [])?;
     Ok(())
 }
 

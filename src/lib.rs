@@ -15,7 +15,7 @@
 //! The modules in the order the data takes:
 //! documents: [`raw`], [`key`], [`content`];
 //! the state: [`store`];
-//! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
+//! where to look: `selection`, [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
 //! doing it: [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
@@ -88,6 +88,7 @@ pub mod ruling;
 pub mod run;
 pub mod runs;
 pub mod schema;
+pub(crate) mod selection;
 pub(crate) mod settle;
 pub mod shared;
 pub mod side;

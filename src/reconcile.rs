@@ -34,7 +34,7 @@ use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::{self, queue};
 use crate::tail::reconcile_name;
-use crate::{adopt, loss};
+use crate::{adopt, loss, selection};
 
 /// Why a database is compared that was never compared before.
 const FIRST_SYNC: &str = "first sync";
@@ -49,6 +49,9 @@ const ASKED_EXACTLY: &str = "asked for, exactly";
 
 /// A local server that is away for so long ends the wait for what has to be written to it.
 const LOCAL_AWAY: Duration = Duration::from_secs(15);
+
+/// How long a comparison waits for streams that are not open.
+const OPENING: Duration = Duration::from_secs(15);
 
 /// Runs until the daemon ends: reconciles what asks for it, and everything now and then.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
@@ -103,6 +106,22 @@ fn streams_ready(shared: &Shared) -> bool {
     shared.streams_open(Side::Local) && (!shared.follows() || shared.streams_open(Side::Remote))
 }
 
+/// Waits until changes are captured; streams that are opened anew, say, take a moment.
+async fn capturing(shared: &Shared) -> Result<(), Failure> {
+    let began = tokio::time::Instant::now();
+    while !streams_ready(shared) {
+        if shared.cancel.is_cancelled() || !shared.may_work() || began.elapsed() > OPENING {
+            let side = match shared.streams_open(Side::Local) {
+                true => Side::Remote,
+                false => Side::Local,
+            };
+            return Err(Failure::timeout().of(side));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
 /// Asks for a reconcile of a database, unless one is asked for already.
 pub async fn ask(shared: &Shared, db: &str, why: &'static str) -> Result<(), Failure> {
     let flag = reconcile_name(db);
@@ -136,7 +155,7 @@ pub(crate) async fn ask_now(
 /// Whether a comparison for that reason reads every document: where events were missed for certain, a
 /// hash is not enough.
 fn reads_all(why: &str) -> bool {
-    ![SCHEDULED, ASKED, "a halt was lifted", "collections changed"].contains(&why)
+    ![SCHEDULED, ASKED, "a halt was lifted", selection::CHANGED].contains(&why)
 }
 
 async fn asked(shared: &Shared) -> Result<Vec<(String, String)>, Failure> {
@@ -215,6 +234,9 @@ pub async fn settle_asked(shared: &Arc<Shared>) -> Result<(), Failure> {
 
 async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result<(), Failure> {
     let outcome = async {
+        capturing(shared).await?;
+        let selection = shared.store.call(selection::kept).await;
+        let selection = selection.map_err(store_failed)?;
         let mut began = i64::MAX;
         let first = asked.iter().any(|(_, why)| why == FIRST_SYNC);
         *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
@@ -234,11 +256,13 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
         let now = Utc::now().timestamp_millis();
         let cleared = shared.store.call(move |c| {
             for (db, why) in &asked {
-                c.execute(
-                    "DELETE FROM meta WHERE k = ? AND v = ?",
-                    [&reconcile_name(db), why],
-                )?;
                 pass::forget(c, db)?;
+                if selection::compared(c, (db, why), selection.as_ref())? {
+                    c.execute(
+                        "DELETE FROM meta WHERE k = ? AND v = ?",
+                        [&reconcile_name(db), why],
+                    )?;
+                }
             }
             if began < i64::MAX {
                 store::set_meta(c, "compared_from", began)?;

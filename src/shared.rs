@@ -131,6 +131,9 @@ pub struct Settings {
     pub config: Config,
     /// Names of the sync fields; none without stamping.
     pub sync_fields: Vec<String>,
+    /// Collections whose events the servers are asked to leave out: ours, and those that are excluded
+    /// by their plain name. Globs are matched here.
+    pub unwatched: Vec<String>,
     include: GlobSet,
     exclude: GlobSet,
 }
@@ -155,9 +158,13 @@ impl Settings {
             builder.build().unwrap_or_default()
         };
         let (include, exclude) = (set(&config.sync.collections), set(&config.sync.exclude));
+        let plain = |g: &&String| !g.contains(['*', '?', '[', '{', '.', '\\']);
+        let mut unwatched: Vec<_> = OWN_COLLECTIONS.iter().map(ToString::to_string).collect();
+        unwatched.extend(config.sync.exclude.iter().filter(plain).cloned());
         Self {
             config,
             sync_fields,
+            unwatched,
             include,
             exclude,
         }
@@ -283,8 +290,15 @@ impl Shared {
     /// Takes a new configuration.
     pub fn set_config(&self, config: Config) {
         self.budget.set(config.link.clone());
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(Settings::new(config));
+        let before = self.settings();
+        let settings = Arc::new(Settings::new(config));
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = settings.clone();
+        if before.unwatched != settings.unwatched {
+            // They are opened anew, see [`Shared::open_stream`].
+            for stream in lock(&self.streams).values_mut() {
+                stream.open = false;
+            }
+        }
     }
 
     /// The remote side, once its URI could be resolved.
@@ -386,13 +400,33 @@ impl Shared {
     }
 
     /// Notes how far a stream is.
-    pub fn set_stream(&self, side: Side, db: &str, open: bool, seen: Option<Timestamp>) {
-        {
-            let mut streams = lock(&self.streams);
-            let state = streams.entry((side, db.to_owned())).or_default();
-            state.open = open;
-            state.seen = seen.or(state.seen);
-        }
+    pub fn stream_at(&self, side: Side, db: &str, seen: Option<Timestamp>) {
+        self.set_stream(side, db, |state| state.seen = seen.or(state.seen));
+    }
+
+    /// Notes that a stream is closed.
+    pub fn close_stream(&self, side: Side, db: &str) {
+        self.set_stream(side, db, |state| state.open = false);
+    }
+
+    /// Notes that a stream is open which was asked for with these settings; unless they are others
+    /// since, of which it would leave something out.
+    pub fn open_stream(&self, side: Side, db: &str, settings: &Settings) {
+        // Under the same lock as `set_config` closes it, so that one of the two sees the other.
+        self.set_stream(side, db, |state| state.open = !self.is_stale(settings));
+    }
+
+    /// Whether a stream that was asked for with these settings leaves out what is wanted by now.
+    pub fn is_stale(&self, settings: &Settings) -> bool {
+        self.settings().unwatched != settings.unwatched
+    }
+
+    fn set_stream(&self, side: Side, db: &str, change: impl FnOnce(&mut StreamState)) {
+        change(
+            lock(&self.streams)
+                .entry((side, db.to_owned()))
+                .or_default(),
+        );
         self.stream_moved.notify_waiters();
     }
 

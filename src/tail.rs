@@ -24,7 +24,7 @@ use crate::key::Key;
 use crate::metrics::Retried;
 use crate::retry::Retry;
 use crate::settle::store_failed;
-use crate::shared::{Shared, token_time};
+use crate::shared::{Settings, Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
 use crate::store::{self, records, transactions};
@@ -69,7 +69,7 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
             () = shared.cancel.cancelled() => break,
             outcome = tail(&shared, side, &db, &mut retry) => outcome,
         };
-        shared.set_stream(side, &db, false, None);
+        shared.close_stream(side, &db);
         let Err(stop) = outcome else { continue };
         let failure = match stop {
             Stop::Store(error) if !error.is_disk() => return Err(store_failed(error)),
@@ -157,7 +157,7 @@ async fn lose_history(
             store::set_meta(c, &flag, why)
         })
         .await
-        .map_err(|e| Failure::fatal(e.to_string()))?;
+        .map_err(store_failed)?;
     // Insert events that we were owed may be among the lost ones.
     shared.echoes.forget(side);
     shared.reconcile.notify_one();
@@ -250,11 +250,15 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
     if side == Side::Remote {
         shared.no_stream.store(false, Ordering::Relaxed);
     }
-    shared.set_stream(side, db, true, None);
+    shared.open_stream(side, db, &settings);
     shared.note(side, &Ok(()));
     shared.reconcile.notify_one();
     tracing::info!(side = side.name(), db, "reading changes");
-    read(shared, side, db, &endpoint, &mut stream, retry).await
+    let opened = Opened {
+        endpoint: &endpoint,
+        settings: &settings,
+    };
+    read(shared, (side, db), opened, &mut stream, retry).await
 }
 
 async fn save_token(
@@ -273,17 +277,25 @@ async fn save_token(
     Ok(())
 }
 
+/// What a stream was opened with.
+struct Opened<'a> {
+    endpoint: &'a Endpoint,
+    settings: &'a Settings,
+}
+
 async fn read(
     shared: &Arc<Shared>,
-    side: Side,
-    db: &str,
-    endpoint: &Endpoint,
+    (side, db): (Side, &str),
+    Opened { endpoint, settings }: Opened<'_>,
     stream: &mut ChangeStream<RawDocumentBuf>,
     retry: &mut Retry,
 ) -> Result<(), Stop> {
     let mut pending: Vec<RawDocumentBuf> = Vec::new();
     let mut saved = Instant::now();
     loop {
+        if pending.is_empty() && shared.is_stale(settings) {
+            return Ok(());
+        }
         let mut ended = false;
         {
             // The future is kept across turns: dropping it half-way would lose what it has read.
@@ -322,7 +334,7 @@ async fn read(
                 .as_deref()
                 .and_then(|b| RawDocument::from_bytes(b).ok())
                 .and_then(token_time);
-            shared.set_stream(side, db, true, seen);
+            shared.stream_at(side, db, seen);
             if let Some(bytes) = bytes
                 && saved.elapsed() > SAVE_IDLE_TOKEN
             {
@@ -437,7 +449,7 @@ async fn commit(
         })
         .await?;
     shared.failpoints.crash("after_token");
-    shared.set_stream(side, db, true, seen);
+    shared.stream_at(side, db, seen);
     if any {
         shared.wake.notify_one();
         if stamp_pending {

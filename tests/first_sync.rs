@@ -347,3 +347,68 @@ async fn killed_it_goes_on_where_it_was() {
     assert_eq!(count(&here).await, 29_999);
     assert_eq!(there.count_documents(doc! {"v": 1}).await.unwrap(), 1);
 }
+
+/// Waits until a collection has so many documents, the same on both sides.
+async fn wait_equal(world: &World, coll: &str, wanted: u64) {
+    let (here, there) = both(world, coll);
+    wait_until(PATIENT, &format!("{coll} is equal"), async || {
+        let counts = (count(&here).await, count(&there).await);
+        (counts == (wanted, wanted))
+            .then_some(())
+            .ok_or_else(|| format!("{counts:?}"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_collection_that_joins_is_compared_at_once() {
+    // GIVEN documents on either side in three collections of which one is synced, and no comparison
+    // until tomorrow
+    let world = World::new("joins").await;
+    for name in ["synced", "named", "excluded"] {
+        let (here, there) = both(&world, name);
+        here.insert_one(doc! {"_id": "here"}).await.unwrap();
+        there.insert_one(doc! {"_id": "there"}).await.unwrap();
+    }
+    let settings = world
+        .settings()
+        .set("sync.collections", "[\"synced\", \"excluded\"]")
+        .set("sync.exclude", "[\"excluded\"]");
+    let mut daemon = world.start_with(settings).await;
+    wait_equal(&world, "synced", 2).await;
+    dealt_with(&daemon).await;
+    let (named, excluded) = (both(&world, "named"), both(&world, "excluded"));
+    assert_eq!((count(&named.0).await, count(&excluded.1).await), (1, 1));
+    // WHEN another one is named over the API THEN it is compared at once
+    let all = serde_json::json!({"collectionsToSync": ["synced", "named", "excluded"]});
+    let answer = daemon.put("/api/sync/config", all).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    wait_equal(&world, "named", 2).await;
+    // WHEN one is no longer excluded THEN so is that, and what happens there is seen from now on
+    daemon.settings = daemon.settings.clone().set("sync.exclude", "[]");
+    daemon.settings.write();
+    daemon.signal("HUP");
+    wait_equal(&world, "excluded", 2).await;
+    dealt_with(&daemon).await;
+    excluded.0.insert_one(doc! {"_id": 1}).await.unwrap();
+    excluded.1.insert_one(doc! {"_id": 2}).await.unwrap();
+    wait_equal(&world, "excluded", 4).await;
+    // WHEN it is excluded for a while, and joins by a change of the file and a start
+    dealt_with(&daemon).await;
+    daemon.settings = (daemon.settings.clone()).set("sync.exclude", "[\"excluded\"]");
+    daemon.restart().await;
+    excluded.0.delete_one(doc! {"_id": 2}).await.unwrap();
+    excluded.1.insert_one(doc! {"_id": 3}).await.unwrap();
+    let update = doc! {"$set": {"v": 1.5}};
+    let edited = excluded.1.update_one(doc! {"_id": 1}, update).await.unwrap();
+    assert_eq!(edited.modified_count, 1);
+    dealt_with(&daemon).await;
+    assert_eq!(count(&excluded.0).await, 3);
+    daemon.settings = daemon.settings.clone().set("sync.exclude", "[]");
+    daemon.restart().await;
+    // THEN what happened meanwhile is carried over, the deletion as well
+    wait_content(&excluded.0, 1, doc! {"_id": 1, "v": 1.5}).await;
+    wait_content(&excluded.1, 2, None).await;
+    wait_equal(&world, "excluded", 4).await;
+    converged_without_conflict(&world, &daemon).await;
+}

@@ -19,6 +19,7 @@ use crate::decide::Side;
 use crate::failure::{Failure, Reason};
 use crate::key::Id;
 use crate::loss;
+use crate::selection;
 use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -71,6 +72,8 @@ struct Collection {
     /// Its number in the meter.
     number: usize,
     first: bool,
+    /// Base knows it, but its events were missed.
+    missed: bool,
 }
 
 /// Compares one database with base; what differs is queued when this returns.
@@ -92,7 +95,7 @@ pub(super) async fn compare(shared: &Arc<Shared>, db: &str, why: &str) -> Result
     let all = pass.open().await?;
     let mut work: VecDeque<(&Collection, bool)> = all
         .iter()
-        .map(|c| (c, c.first || super::reads_all(why)))
+        .map(|c| (c, c.first || c.missed || super::reads_all(why)))
         .collect();
     while !work.is_empty() {
         pass.drive(&work).await?;
@@ -153,7 +156,7 @@ impl Pass<'_> {
                 .await
                 .map_err(store_failed)?;
             if !lock(&shared.halted).contains(&ns) {
-                known.push((name, ns, self.begin_first(ns).await?));
+                known.push((name, ns, self.begin(ns).await?));
             }
         }
         let places = known.into_iter().map(|(name, ns, first)| async move {
@@ -166,7 +169,7 @@ impl Pass<'_> {
             .await;
         let mut all = Vec::new();
         for place in places {
-            let (name, place, first) = place?;
+            let (name, place, (first, missed)) = place?;
             let ns = place.ns();
             let parts = shared.store.call(move |c| walks::parts(c, ns)).await;
             let tallies = parts.map_err(store_failed)?;
@@ -184,13 +187,15 @@ impl Pass<'_> {
                 name,
                 number,
                 first,
+                missed,
             });
         }
         Ok(all)
     }
 
-    /// Whether this is the collection's first sync; if so, it is on record until that is over.
-    async fn begin_first(&self, ns: u32) -> Result<bool, Failure> {
+    /// Whether this is the collection's first sync; if so, it is on record until that is over. And
+    /// whether its events were missed.
+    async fn begin(&self, ns: u32) -> Result<(bool, bool), Failure> {
         let asked = self.why == super::FIRST_SYNC;
         let found = self.shared.store.call(move |c| {
             let name = first_name(ns);
@@ -199,13 +204,13 @@ impl Pass<'_> {
             if first {
                 store::set_meta(c, &name, 1)?;
             }
-            Ok(first)
+            Ok((first, selection::is_missed(c, ns)?))
         });
-        let first = found.await.map_err(store_failed)?;
+        let (first, missed) = found.await.map_err(store_failed)?;
         if first {
             lock(&self.shared.first_sync).insert(ns);
         }
-        Ok(first)
+        Ok((first, missed))
     }
 
     /// Compares all that is left of these collections.

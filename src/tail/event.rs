@@ -4,7 +4,7 @@ use bson::{Document, RawDocument, doc};
 
 use crate::key::Id;
 use crate::raw;
-use crate::shared::{OWN_COLLECTIONS, Settings, Shared};
+use crate::shared::{Settings, Shared};
 use crate::store::queue;
 
 /// Largest update description that travels with an event, in bytes; larger ones mean "look".
@@ -12,13 +12,9 @@ const DESCRIPTION_BYTES: i32 = 2048;
 
 /// What the server is asked to send: keys and operations, no bodies (R10).
 pub(super) fn pipeline(shared: &Shared, settings: &Settings) -> Vec<Document> {
-    // Only plain names are left out on the server; globs are matched here. `$nin` lets events
-    // without a collection (invalidate, dropDatabase) through.
-    let plain = |g: &&String| !g.contains(['*', '?', '[', '{', '.', '\\']);
-    let mut never: Vec<_> = OWN_COLLECTIONS.iter().map(ToString::to_string).collect();
-    never.extend(settings.config.sync.exclude.iter().filter(plain).cloned());
+    // `$nin` lets events without a collection (invalidate, dropDatabase) through.
     let mut stages = vec![
-        doc! {"$match": {"ns.coll": {"$nin": never}}},
+        doc! {"$match": {"ns.coll": {"$nin": &settings.unwatched}}},
         doc! {"$project": {
             "operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1,
             "lsid.id": 1, "txnNumber": 1,
