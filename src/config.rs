@@ -333,16 +333,23 @@ impl Loaded {
 
     /// Every secret that is set, to be kept out of what leaves this machine.
     pub fn secrets(&self) -> Vec<SecretString> {
-        let written = self
-            .settings
-            .values
-            .values()
-            .filter_map(|s| match &s.value {
-                Value::Text(text) if s.key.secret && !text.is_empty() => Some(text.clone().into()),
-                _ => None,
-            });
+        let mut all: Vec<SecretString> = Vec::new();
+        for setting in self.settings.values.values().filter(|s| s.key.secret) {
+            match &setting.value {
+                Value::Text(text) if !text.is_empty() => all.push(text.as_str().into()),
+                Value::List(words) => {
+                    // Of `--token=abc` also the latter alone.
+                    let args = words.iter().skip(1).map(String::as_str);
+                    let args =
+                        args.flat_map(|arg| [Some(arg), arg.split_once('=').map(|(_, v)| v)]);
+                    all.extend(args.flatten().map(SecretString::from));
+                }
+                _ => {}
+            }
+        }
         // The one from the file of `token_file` is in no setting.
-        written.chain(self.config.api.token.clone()).collect()
+        all.extend(self.config.api.token.clone());
+        all
     }
 
     /// Every key with its value and origin, in the order of the example file; secrets redacted.
@@ -358,6 +365,11 @@ impl Loaded {
                 let shown = match &setting.value {
                     Value::Text(text) if setting.key.secret => {
                         Value::Text(redact(setting.key, text))
+                    }
+                    // Of a command which program it is; an argument may be a token.
+                    Value::List(words) if setting.key.secret => {
+                        let hidden = words.iter().skip(1).map(|_| "***".to_owned());
+                        Value::List(words.iter().take(1).cloned().chain(hidden).collect())
                     }
                     other => other.clone(),
                 };

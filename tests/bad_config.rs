@@ -159,7 +159,7 @@ fn without_a_daemon_questions_exit_with_69_and_a_hint() {
 #[test]
 fn config_shows_values_their_origin_and_no_secret() {
     let folder = tempfile::tempdir().unwrap();
-    let toml = "database = \"d\"\n[sync]\nbatch_size = 7\n";
+    let toml = "database = \"d\"\n[sync]\nbatch_size = 7\n[notify]\ncommand = [\"/bin/tell\", \"--key=s3cret\"]\n";
     let dotenv = "MONGODB_CLOUD_URL=mongodb://u:s3cret@cloud.example/\n";
     std::fs::write(folder.path().join("sangam.toml"), toml).unwrap();
     std::fs::write(folder.path().join(".env"), dotenv).unwrap();
@@ -174,6 +174,7 @@ fn config_shows_values_their_origin_and_no_secret() {
         "environment, SANGAM_API_TOKEN",
         "mongodb://***@cloud.example/",
         ".env, MONGODB_CLOUD_URL",
+        "/bin/tell, ***",
     ] {
         assert!(list.contains(part), "{part}: {list}");
     }

@@ -130,6 +130,10 @@ async fn a_support_bundle_has_no_secret_and_no_value() {
         .settings()
         .token("planted-token")
         .set("api.tokens.desk.token", "\"planted-desk\"")
+        .set(
+            "notify.command",
+            "[\"/bin/true\", \"--key=planted-argument\"]",
+        )
         .set("sync.max_retries", "0");
     let uri = world.link.uri_as("planted-user", "planted%2Dpassword");
     let daemon = world.start_with(settings).await;
@@ -156,7 +160,7 @@ async fn a_support_bundle_has_no_secret_and_no_value() {
     common::conflict::open(&daemon, 2).await;
     let log = world.dir().join("some.log");
     let line = format!(
-        "{}\ncould not reach {uri}\nBearer planted-token\nplanted-password\n",
+        "{}\ncould not reach {uri}\nBearer planted-token\nplanted-password\nplanted-argument\n",
         daemon.log()
     );
     std::fs::write(&log, line).unwrap();

@@ -194,7 +194,11 @@ pub(super) static KEYS: &[Key] = &[
         credential: Some("notify_webhook"),
         ..key(&["notify", "webhook"], Kind::WebAddress)
     },
-    key(&["notify", "command"], Kind::Words),
+    Key {
+        // Its arguments, that is.
+        secret: true,
+        ..key(&["notify", "command"], Kind::Words)
+    },
     key(
         &["notify", "offline_after"],
         Kind::Duration {
