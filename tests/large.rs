@@ -48,10 +48,21 @@ fn full(id: &str, letter: &str) -> Document {
     with(letter.repeat((16 << 20) - rest))
 }
 
+/// A world whose servers have room for many large documents at once.
+async fn roomy(test: &str) -> World {
+    let world = World::with_oplogs(test, 990).await;
+    for db in [&world.local, &world.remote] {
+        let cache = doc! {"setParameter": 1, "wiredTigerEngineRuntimeConfig": "cache_size=1G"};
+        let admin = db.client().database("admin");
+        admin.run_command(cache).await.unwrap();
+    }
+    world
+}
+
 #[tokio::test]
 async fn r14_documents_without_room_for_the_sync_fields_arrive_without_them() {
     // GIVEN documents of exactly 16 MiB among small ones, and large ones, all queued at once
-    let world = World::new("full").await;
+    let world = roomy("full").await;
     let daemon = world.start().await;
     let (here, there) = both(&world, "c");
     let large = |id: &str| doc! {"_id": id, "a": "a".repeat(6 << 20)};
@@ -60,16 +71,16 @@ async fn r14_documents_without_room_for_the_sync_fields_arrive_without_them() {
         .unwrap();
     converged_without_conflict(&world, &daemon).await;
     daemon.post("/api/sync/pause", json!({})).await.unwrap();
-    let small = |from: &str, c: &Docs| {
+    let small = |from: &str| {
         let docs = (0..50).map(|i| doc! {"_id": format!("{from}{i}"), "pad": "x".repeat(2000)});
-        c.insert_many(docs).into_future()
+        docs.collect::<Vec<_>>()
     };
-    small("l", &here).await.unwrap();
-    here.insert_many([full("l", "a"), large("l large"), large("l large too")])
-        .await
-        .unwrap();
+    here.insert_many(small("l")).await.unwrap();
+    for one in [full("l", "a"), large("l large"), large("l large too")] {
+        here.insert_one(one).await.unwrap();
+    }
     there.insert_one(full("r", "b")).await.unwrap();
-    small("r", &there).await.unwrap();
+    there.insert_many(small("r")).await.unwrap();
     // WHEN they are carried over THEN they are there byte for byte, and only those have no sync fields
     daemon.post("/api/sync/resume", json!({})).await.unwrap();
     converged_without_conflict(&world, &daemon).await;
@@ -101,7 +112,10 @@ async fn r14_documents_without_room_for_the_sync_fields_arrive_without_them() {
     let conflict = the_conflict(&world, &daemon).await;
     assert_eq!(conflict.get_str("kind").unwrap(), "rejected");
     let notes = conflict.get_str("notes").unwrap();
-    assert!(notes.contains("refuses the document") && notes.contains("larg"), "{notes}");
+    assert!(
+        notes.contains("refuses the document") && notes.contains("16MB"),
+        "{notes}"
+    );
     here.insert_one(doc! {"_id": "after"}).await.unwrap();
     wait_content(&there, "after", doc! {"_id": "after"}).await;
     // AND it goes on when there is room again
@@ -131,7 +145,12 @@ async fn r19_a_conflict_of_large_values_is_put_on_record_and_stops_no_other() {
         let v = body(&conflict, name).unwrap();
         assert!(v.get_str("v").unwrap() == letter.repeat(7 << 20), "{name}");
     }
-    assert!(conflict.get_str("localValue").unwrap().contains("too large"));
+    assert!(
+        conflict
+            .get_str("localValue")
+            .unwrap()
+            .contains("too large")
+    );
     let listed = daemon.get("/api/sync/conflicts").await.unwrap();
     assert_eq!(listed.status, 200, "{}", listed.body);
 }

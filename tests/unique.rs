@@ -416,6 +416,8 @@ async fn r16_a_conflict_whose_cause_goes_before_it_is_on_record_closes_by_itself
     let settings = world
         .settings()
         .set("schema.sync", "\"report\"")
+        // A pull would come by and look again.
+        .set("pull.interval", "\"1h\"")
         .env("SANGAM_STALL", &format!("clash_found:{}", gate.display()));
     let daemon = world.start_with(settings).await;
     here.insert_one(doc! {"_id": 1, "u": "john"}).await.unwrap();
