@@ -400,7 +400,11 @@ async fn a_collection_that_joins_is_compared_at_once() {
     excluded.0.delete_one(doc! {"_id": 2}).await.unwrap();
     excluded.1.insert_one(doc! {"_id": 3}).await.unwrap();
     let update = doc! {"$set": {"v": 1.5}};
-    let edited = excluded.1.update_one(doc! {"_id": 1}, update).await.unwrap();
+    let edited = excluded
+        .1
+        .update_one(doc! {"_id": 1}, update)
+        .await
+        .unwrap();
     assert_eq!(edited.modified_count, 1);
     dealt_with(&daemon).await;
     assert_eq!(count(&excluded.0).await, 3);

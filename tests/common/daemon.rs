@@ -145,7 +145,9 @@ impl Settings {
     /// The binary with this configuration and environment; arguments follow.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sangam"));
-        for name in config::variables().chain(["SANGAM_MUTATION", "SANGAM_FAILPOINT", "SANGAM_STALL"]) {
+        for name in
+            config::variables().chain(["SANGAM_MUTATION", "SANGAM_FAILPOINT", "SANGAM_STALL"])
+        {
             command.env_remove(name);
         }
         command
