@@ -10,6 +10,7 @@ mod config;
 mod conflicts;
 mod doctor;
 mod init;
+mod lone;
 mod plan;
 mod progress;
 mod resolve;
