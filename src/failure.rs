@@ -141,7 +141,7 @@ impl std::fmt::Display for Failure {
             }
             Class::Offline(reason) => f.write_str(reason.message()),
             _ => match self.code {
-                Some(PAUSED) | None => f.write_str(&self.what),
+                Some(PAUSED | STANDBY) | None => f.write_str(&self.what),
                 Some(code) => write!(f, "{} (code {code})", self.what),
             },
         }
@@ -184,6 +184,19 @@ impl Failure {
         }
     }
 
+    /// Another daemon holds the lease, so nothing was sent.
+    pub fn standby() -> Self {
+        Self {
+            class: Class::Transient,
+            code: Some(STANDBY),
+            answered: true,
+            side: None,
+            what:
+                "this daemon stands by: another one holds the lease, or nobody does at the moment"
+                    .into(),
+        }
+    }
+
     /// Something of ours went wrong.
     pub fn fatal(what: impl Into<String>) -> Self {
         Self {
@@ -222,6 +235,9 @@ impl Failure {
 
 /// Our own, beside the server's: told to pause.
 pub const PAUSED: i32 = -1;
+
+/// Our own, too: another daemon may write, this one may not.
+pub const STANDBY: i32 = -2;
 
 /// The server's `Unauthorized`.
 pub const UNAUTHORIZED: i32 = 13;
