@@ -200,7 +200,9 @@ async fn decide_all(
         if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
             continue;
         }
-        inherit(shared, settings, item, &mut settlements);
+        if !withheld {
+            inherit(shared, settings, item, &mut settlements);
+        }
         let local = item
             .local
             .as_deref()
@@ -346,17 +348,15 @@ fn inherit(
     let Some(legacy) = shared.lease().map(|l| l.legacy()).filter(|l| l.is_open()) else {
         return;
     };
+    if !item.remote_known {
+        return;
+    }
     let ns = (item.ns.db.as_str(), item.ns.coll.as_str());
-    let sides = [
-        (Side::Remote, &item.remote, item.remote_known),
-        (Side::Local, &item.local, true),
-    ];
-    for (side, found, known) in sides {
+    let written = legacy.take(ns, &item.work.key, item.work.base.as_deref());
+    for (side, found) in [(Side::Remote, &item.remote), (Side::Local, &item.local)] {
         let content = found.as_deref().map(|d| strip(d, &settings.sync_fields));
-        if known
-            && content.as_deref() != item.work.base.as_deref()
-            && legacy.holds(side, ns, &item.work.key, content.as_deref())
-        {
+        let is_base = content.as_deref() == item.work.base.as_deref();
+        if !is_base && written.holds(side, content.as_deref()) {
             let base = content.map(Cow::into_owned);
             item.work.left = None;
             item.work.base.clone_from(&base);

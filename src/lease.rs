@@ -136,6 +136,8 @@ pub struct Lease {
     /// How long the remote may take to get a command, in ms: more than [`VALID`] on a slow link.
     allowance: AtomicI64,
     legacy: legacy::Legacy,
+    /// Puts what was announced in order.
+    announced: AtomicI64,
     failpoints: Failpoints,
     /// One transaction at a time on each side: all of them touch its fence.
     turns: [tokio::sync::Mutex<()>; 2],
@@ -190,6 +192,7 @@ impl Lease {
             at_work: AtomicUsize::new(0),
             allowance: AtomicI64::new(VALID),
             legacy: legacy::Legacy::default(),
+            announced: AtomicI64::new(0),
             failpoints: Failpoints::from_env(),
             turns: Default::default(),
         }

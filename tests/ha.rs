@@ -146,7 +146,9 @@ async fn a_killed_holder_is_replaced_with_all_that_it_had_not_sent() {
         .await;
     wait_until(PATIENT, "one open record", async || {
         let all = world.conflicts().await;
-        let handed = all.iter().filter(|c| kit::says(c, "resolutionStrategy", "handed_over"));
+        let handed = all
+            .iter()
+            .filter(|c| kit::says(c, "resolutionStrategy", "handed_over"));
         let handed = handed.count();
         match (all.len(), handed) {
             (2, 1) => Ok(()),
@@ -172,6 +174,33 @@ async fn a_killed_holder_is_replaced_with_all_that_it_had_not_sent() {
     for daemon in [&b, &a] {
         world.wait_converged_within(PATIENT, daemon).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_dead_holder_had_just_sent_is_known_to_the_next_one() {
+    let world = World::new("ha_legacy").await;
+    let (mut a, mut b) = pair(&world, settings(&world, "a")).await;
+    let (here, there) = kit::fill(&world, &a, "c", 3).await;
+    world.wait_converged_within(PATIENT, &b).await;
+    // The one that stands by sees nothing of this but how it ends.
+    b.signal("STOP");
+    for id in [1, 2] {
+        set(&here, id, doc! {"v": 1}).await;
+        wait_content(&there, id, doc! {"_id": id, "v": 1}).await;
+    }
+    kit::cut(&world, &a).await;
+    set(&here, 1, doc! {"v": 2}).await;
+    set(&here, 2, doc! {"v": 0}).await;
+    a.kill9();
+    b.signal("CONT");
+    wait_role(&b, "holder").await;
+    world.link.heal();
+    for (id, v) in [(1, 2), (2, 0)] {
+        for docs in [&there, &here] {
+            wait_content(docs, id, doc! {"_id": id, "v": v}).await;
+        }
+    }
+    kit::converged_without_conflict(&world, &b).await;
 }
 
 /// Suspends the holder between its check that it may write and the write that `first` asks for, lets

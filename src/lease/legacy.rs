@@ -1,13 +1,13 @@
 //! Legacy: what the holder before may have written, and this daemon has not seen settled.
 //!
-//! Before a holder writes documents it puts down, in the local database, a token for each: a digest of
-//! the document key, the side and the content that it shall have there. To the next holder these are
+//! Before a holder writes documents it puts down, in the local database, a token for each: digests of
+//! the document key with the side, and of the content that it shall have there. To the next holder these are
 //! what intents are to a daemon that starts again (R3): a side that holds just what was to be written
 //! there holds it by the last holder's hand, so that content is the base, however the other side has
 //! changed since. Without them an edit that was sent and taken back at once would come back, and an
 //! edit that followed one just sent would be a false conflict.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,33 +26,41 @@ use crate::side::Endpoint;
 /// How long a token is kept while its writer lives, in ms: far longer than a standby is behind.
 const KEEP: i64 = 120_000;
 
-/// Bytes of a token.
-const TOKEN: usize = 16;
-
-type Token = [u8; TOKEN];
+/// Half a token: which document on which side, and which content.
+type Half = [u8; 16];
 
 /// What is known of the last holder's writes.
 #[derive(Debug, Default)]
 pub(crate) struct Legacy {
-    tokens: Mutex<HashSet<Token>>,
+    /// Contents that a document was to have on a side, in the order of the writes.
+    written: Mutex<HashMap<Half, Vec<Half>>>,
     /// From the take-over until all of it is settled.
     open: AtomicBool,
 }
 
-/// `content` without sync fields; `None`: no such document.
-fn token(side: Side, (db, coll): (&str, &str), key: &Key, content: Option<&[u8]>) -> Token {
+fn half(hash: &blake3::Hasher) -> Half {
+    let mut half = Half::default();
+    half.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+    half
+}
+
+/// Which document on which side.
+fn place(side: Side, (db, coll): (&str, &str), key: &Key) -> Half {
     let mut hash = blake3::Hasher::new();
     for part in [db.as_bytes(), &[0], coll.as_bytes(), &[0, side as u8]] {
         hash.update(part);
     }
     // The number of the namespace is each daemon's own.
-    let id = &key.as_bytes()[4..];
-    hash.update(&(id.len() as u64).to_le_bytes()).update(id);
+    hash.update(&key.as_bytes()[4..]);
+    half(&hash)
+}
+
+/// A content without sync fields; `None`: no such document.
+fn content_of(content: Option<&[u8]>) -> Half {
+    let mut hash = blake3::Hasher::new();
     hash.update(&[u8::from(content.is_some())]);
     hash.update(content.unwrap_or_default());
-    let mut token = [0; TOKEN];
-    token.copy_from_slice(&hash.finalize().as_bytes()[..TOKEN]);
-    token
+    half(&hash)
 }
 
 impl Legacy {
@@ -61,15 +69,36 @@ impl Legacy {
         self.open.load(Ordering::Acquire)
     }
 
-    /// Whether the last holder was about to give the document this content on that side.
-    pub(crate) fn holds(&self, side: Side, ns: (&str, &str), key: &Key, content: Option<&[u8]>) -> bool {
-        self.is_open() && lock(&self.tokens).contains(&token(side, ns, key, content))
+    /// What the last holder was about to write to a document and this daemon has not settled. Only at
+    /// the first look: from then on this daemon knows the document by itself.
+    pub(crate) fn take(&self, ns: (&str, &str), key: &Key, base: Option<&[u8]>) -> Written {
+        let mut written = lock(&self.written);
+        let base = content_of(base);
+        let mut of = |side| {
+            let mut all = written.remove(&place(side, ns, key)).unwrap_or_default();
+            // Up to what this daemon has seen settled it is old.
+            let old = all.iter().rposition(|content| *content == base);
+            all.drain(..old.map_or(0, |at| at + 1));
+            all
+        };
+        Written([of(Side::Local), of(Side::Remote)])
     }
 
     /// All is settled.
     pub(super) fn close(&self) {
         self.open.store(false, Ordering::Release);
-        lock(&self.tokens).clear();
+        lock(&self.written).clear();
+    }
+}
+
+/// What the last holder was about to write to one document, by side.
+pub(crate) struct Written([Vec<Half>; 2]);
+
+impl Written {
+    /// Whether that side was to have this content.
+    pub(crate) fn holds(&self, side: Side, content: Option<&[u8]>) -> bool {
+        let all = &self.0[side as usize];
+        !all.is_empty() && all.contains(&content_of(content))
     }
 }
 
@@ -80,14 +109,16 @@ pub(crate) async fn announce(
     ns: (&str, &str),
     writes: impl Iterator<Item = &Write>,
 ) -> Result<(), Failure> {
-    let (Some(local), Some(now)) = (lease.local.upgrade(), lease.local_time()) else {
+    let local = lease.local.upgrade();
+    let (Some(local), Some((epoch, now))) = (local, lease.term_and_time()) else {
         return Err(Failure::standby());
     };
     let tokens: Vec<u8> = writes
-        .flat_map(|w| token(side, ns, &w.key, w.new.as_deref()))
+        .flat_map(|w| [place(side, ns, &w.key), content_of(w.new.as_deref())].concat())
         .collect();
     let note = doc! {
         "_id": ObjectId::new(), "of": &lease.pair, "at": DateTime::from_millis(now),
+        "epoch": epoch, "n": lease.announced.fetch_add(1, Ordering::Relaxed),
         "tokens": Binary { subtype: BinarySubtype::Generic, bytes: tokens },
     };
     let command = doc! {
@@ -110,30 +141,29 @@ pub(super) async fn load(
 ) -> Result<usize, Failure> {
     let command = doc! {
         "find": COLLECTION, "filter": {"of": &lease.pair, "tokens": {"$exists": true}},
-        "projection": {"tokens": 1}, "readConcern": {"level": "majority"},
+        "projection": {"tokens": 1}, "sort": {"epoch": 1, "n": 1}, "readConcern": {"level": "majority"},
     };
     let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
-    let mut found = HashSet::new();
+    let (mut found, mut count): (HashMap<Half, Vec<Half>>, _) = (HashMap::new(), 0);
     let each = |d: RawDocumentBuf| {
-        if let Ok(tokens) = d.get_binary("tokens") {
-            found.extend(
-                tokens
-                    .bytes
-                    .chunks_exact(TOKEN)
-                    .filter_map(|t| Token::try_from(t).ok()),
-            );
+        let tokens = d.get_binary("tokens").map(|tokens| tokens.bytes);
+        for token in tokens.unwrap_or_default().chunks_exact(32) {
+            let (place, content) = token.split_at(16);
+            if let (Ok(place), Ok(content)) = (place.try_into(), content.try_into()) {
+                found.entry(place).or_default().push(content);
+                count += 1;
+            }
         }
     };
     local.query(&lease.db, raw, each).await?;
-    let count = found.len();
-    *lock(&lease.legacy.tokens) = found;
+    *lock(&lease.legacy.written) = found;
     lease.legacy.open.store(true, Ordering::Release);
     Ok(count)
 }
 
 /// Forgets what is long settled everywhere.
 pub(super) async fn prune(lease: &Lease, local: &Endpoint) -> Result<(), Failure> {
-    let Some(now) = lease.local_time() else {
+    let Some((_, now)) = lease.term_and_time() else {
         return Ok(());
     };
     let old = doc! {"of": &lease.pair, "at": {"$lt": DateTime::from_millis(now - KEEP)}};
@@ -146,22 +176,38 @@ mod tests {
     use super::*;
     use crate::key::Id;
 
+    fn key(ns: u32, n: i32) -> Key {
+        let id = Id::of(&doc! {"_id": n}.to_vec().unwrap()).unwrap();
+        Key::new(ns, &id)
+    }
+
     #[test]
-    fn a_token_tells_documents_sides_and_contents_apart_but_not_daemons() {
-        let id = |n: i32| Id::of(&doc! {"_id": n}.to_vec().unwrap()).unwrap();
-        let this = token(Side::Local, ("d", "c"), &Key::new(1, &id(1)), Some(b"x"));
-        assert_eq!(
-            this,
-            token(Side::Local, ("d", "c"), &Key::new(7, &id(1)), Some(b"x"))
-        );
+    fn a_place_tells_documents_and_sides_apart_but_not_daemons() {
+        let this = place(Side::Local, ("d", "c"), &key(1, 1));
+        assert_eq!(this, place(Side::Local, ("d", "c"), &key(7, 1)));
         for other in [
-            token(Side::Remote, ("d", "c"), &Key::new(1, &id(1)), Some(b"x")),
-            token(Side::Local, ("d", "cc"), &Key::new(1, &id(1)), Some(b"x")),
-            token(Side::Local, ("d", "c"), &Key::new(1, &id(2)), Some(b"x")),
-            token(Side::Local, ("d", "c"), &Key::new(1, &id(1)), Some(b"")),
-            token(Side::Local, ("d", "c"), &Key::new(1, &id(1)), None),
+            place(Side::Remote, ("d", "c"), &key(1, 1)),
+            place(Side::Local, ("d", "cc"), &key(1, 1)),
+            place(Side::Local, ("d", "c"), &key(1, 2)),
         ] {
             assert_ne!(this, other);
         }
+        assert_ne!(content_of(None), content_of(Some(b"")));
+    }
+
+    #[test]
+    fn only_what_was_written_after_base_counts_and_only_once() {
+        let ns = ("d", "c");
+        let legacy = Legacy::default();
+        let all = [Some("1"), None, Some("2"), Some("3")];
+        let all = all.map(|c: Option<&str>| content_of(c.map(str::as_bytes)));
+        let at = place(Side::Remote, ns, &key(1, 1));
+        lock(&legacy.written).insert(at, all.to_vec());
+        let written = legacy.take(ns, &key(1, 1), None);
+        assert!(!written.holds(Side::Remote, Some(b"1")) && !written.holds(Side::Remote, None));
+        assert!(written.holds(Side::Remote, Some(b"2")) && written.holds(Side::Remote, Some(b"3")));
+        assert!(!written.holds(Side::Local, Some(b"2")));
+        let again = legacy.take(ns, &key(1, 1), None);
+        assert!(!again.holds(Side::Remote, Some(b"2")));
     }
 }
