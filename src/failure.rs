@@ -231,6 +231,12 @@ impl Failure {
     pub fn is_offline(&self) -> bool {
         matches!(self.class, Class::Offline(_))
     }
+
+    /// Whether the server won't do this command for us, now or later: not known to it, not offered on
+    /// this tier, or not allowed to this user. Whoever has another way takes it.
+    pub fn is_refusal(&self) -> bool {
+        self.class == Class::Rejected || self.code == Some(UNAUTHORIZED)
+    }
 }
 
 /// Our own, beside the server's: told to pause.

@@ -25,7 +25,7 @@ use bson::doc;
 use tokio::sync::mpsc;
 
 use crate::decide::Side;
-use crate::failure::{Class, Failure};
+use crate::failure::Failure;
 use crate::key::{Id, Key};
 use crate::raw::Writer;
 use crate::shared::{Settings, Shared, lock};
@@ -195,10 +195,9 @@ impl Place {
         });
         match asked.await {
             Ok(()) => Ok(size),
-            Err(f) if f.is_offline() || f.class == Class::Transient => Err(f),
             Err(f) if f.code == Some(NO_SUCH_COLLECTION) => Ok(size),
             // Not offered to us: then it has to do without the bytes.
-            Err(_) => {
+            Err(f) if f.is_refusal() => {
                 let count = doc! {"count": &self.coll};
                 let counted = endpoint.run_doc(&self.db, count).await?;
                 let n = counted.get_i32("n").map(i64::from);
@@ -208,6 +207,7 @@ impl Place {
                     average: USUAL,
                 })
             }
+            Err(f) => Err(f),
         }
     }
 

@@ -220,7 +220,7 @@ async fn r18_another_sites_old_work_is_seen_by_its_time_of_arrival() {
     assert_eq!(conflicts.count_documents(doc! {}).await.unwrap(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn r18_a_remote_that_refuses_its_stream_is_pulled_and_followed_once_it_may_be() {
     // GIVEN a remote that lets nobody watch it, and different documents on the two sides
     let args = ["--setParameter", "enableTestCommands=1"];
@@ -247,6 +247,11 @@ async fn r18_a_remote_that_refuses_its_stream_is_pulled_and_followed_once_it_may
     daemon
         .wait_status("notices", |n| n.to_string().contains("by timestamp"))
         .await;
+    // AND a reconcile reads what it may not have hashed
+    there.insert_one(doc! {"_id": 4}).await.unwrap();
+    let asked = daemon.settings.cli(&["reconcile"]);
+    assert!(asked.status.success(), "{asked:?}");
+    wait_doc(&here, 4, "reconciled", |_| true).await;
     // AND once it may be watched, deletions arrive as they happen
     let allow = doc! {"configureFailPoint": "failCommand", "mode": "off"};
     admin.run_command(allow).await.unwrap();

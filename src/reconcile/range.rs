@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::settle;
 use crate::decide::Side;
-use crate::failure::{Class, Failure};
+use crate::failure::Failure;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::walks::{self, Part, Tally};
@@ -35,7 +35,7 @@ impl RangeTask {
             } else {
                 match self.place.cheap(range, &finds).await {
                     // A server that can't hash: read the documents.
-                    Err(f) if f.class == Class::Rejected => self.place.exact(range, &finds).await,
+                    Err(f) if f.is_refusal() => self.place.exact(range, &finds).await,
                     other => other,
                 }
             };

@@ -253,7 +253,7 @@ impl One<'_> {
 
     /// A refusal of what is no index: reported, and tried again at the next look.
     fn refused(&mut self, on: Side, what: Option<String>, failure: Failure) -> Result<(), Failure> {
-        if failure.class != Class::Rejected && failure.code != Some(crate::failure::UNAUTHORIZED) {
+        if !failure.is_refusal() {
             return Err(failure);
         }
         let what = what.unwrap_or_else(|| "making the collection".into());

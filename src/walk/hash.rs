@@ -34,7 +34,7 @@ type Sum = (u64, i64);
 
 impl Place {
     /// Compares a range by hashes; see the module's text. What seems to differ goes to `finds`, its
-    /// contents unread. An error of class `Rejected`: the servers can't hash this range.
+    /// contents unread. An error that is a refusal: the servers can't hash this range.
     pub async fn cheap(&self, range: &Range, finds: &Finds) -> Result<Count, Failure> {
         let mut out = Out::new(finds);
         let mut count = Count::default();
