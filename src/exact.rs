@@ -113,9 +113,16 @@ async fn attempt(
     let pass = pass.map_err(before)?;
     let _turn = match lease {
         Some(lease) => {
-            announce(lease, endpoint.side, writes)
-                .await
-                .map_err(before)?;
+            let announced = announce(lease, endpoint.side, writes).await;
+            // Nothing was sent, and it says nothing of this side.
+            let class = Class::Transient;
+            announced.map_err(|f| {
+                before(Failure {
+                    class,
+                    answered: true,
+                    ..f
+                })
+            })?;
             Some(lease.turn(endpoint.side).await)
         }
         None => None,

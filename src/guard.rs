@@ -204,7 +204,13 @@ pub async fn write(
     if let Some(lease) = endpoint.lease.get() {
         let all = writes.iter().map(|(w, _)| *w);
         if let Err(failure) = legacy::announce(lease, endpoint.side, (db, coll), all).await {
-            outcome.failure = Some(failure);
+            // Nothing was sent, and it says nothing of this side.
+            let class = Class::Transient;
+            outcome.failure = Some(Failure {
+                class,
+                answered: true,
+                ..failure
+            });
             return outcome;
         }
     }

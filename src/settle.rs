@@ -485,7 +485,7 @@ pub(crate) async fn withhold(shared: &Arc<Shared>, left: Vec<Work>) -> Result<()
         for work in &left {
             for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
                 if let Some(row) = row {
-                    let wait = ((now - row.at) / 2).clamp(1_000, 60_000);
+                    let wait = ((now - row.at) / 4).clamp(1_000, 60_000);
                     queue::defer(c, side, &work.key, now + wait, false, None)?;
                 }
             }

@@ -231,7 +231,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
     match kind {
         Kind::KillDaemon => {
             daemon.kill9()?;
-            pause(rng, absence(rng.random_bool(0.5) && several, 0..1500)).await;
+            let away = absence(rng.random_bool(0.5) && several, 0..1500);
+            pause(rng, away).await;
         }
         Kind::KillTwice => {
             daemon.kill9()?;
@@ -242,7 +243,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
         }
         Kind::StopDaemon => {
             daemon.signal("STOP")?;
-            pause(rng, absence(rng.random_bool(0.7) && several, 50..4000)).await;
+            let away = absence(rng.random_bool(0.7) && several, 50..4000);
+            pause(rng, away).await;
             daemon.signal("CONT")?;
         }
         Kind::EndDaemon => daemon.terminate().await?,

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::document::{self, Found};
 use super::{AT_WORK, GRACE, Lease, RENEW, SILENCE, State, Term, VALID, clock, legacy};
+use crate::daemon::reconcile_pending;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::settle::store_failed;
@@ -50,10 +51,10 @@ impl Watch {
         self.readable.get_or_insert(now);
     }
 
-    /// Whether its holder has been silent for long enough.
-    fn is_silent(&self, now: i64) -> bool {
+    /// Whether nothing has moved for so long.
+    fn is_silent(&self, now: i64, time: i64) -> bool {
         let readable = self.readable.is_some_and(|since| now - since >= GRACE);
-        readable && now - self.since >= SILENCE
+        readable && now - self.since >= time
     }
 }
 
@@ -191,7 +192,15 @@ async fn stand_by(
         kept.map_err(store_failed)?;
     }
     let mine = |(holder, _, _): &(String, String, i64)| *holder == lease.me;
-    let free = found.holder.as_ref().is_none_or(mine) || watch.is_silent(clock());
+    // Who has more to catch up with lets others go first.
+    let late = match is_up_to_date(shared).await? {
+        true => 0,
+        false => GRACE,
+    };
+    let free = match &found.holder {
+        Some(holder) => mine(holder) || watch.is_silent(clock(), SILENCE + late),
+        None => found.first || late == 0 || watch.is_silent(clock(), late),
+    };
     if !free || lock(&lease.state).leaving {
         return Ok(false);
     }
@@ -222,6 +231,11 @@ async fn stand_by(
     drop(state);
     tracing::info!(term = taken.epoch, unbroken, "took the lease");
     Ok(true)
+}
+
+/// Whether this daemon has compared everything and sees what changes.
+async fn is_up_to_date(shared: &Shared) -> Result<bool, Failure> {
+    Ok(shared.streams_open(Side::Local) && !reconcile_pending(shared).await?)
 }
 
 /// Opens both sides to a new holder, keeps the remote's clock known, and settles what the last holder
