@@ -186,6 +186,9 @@ async fn fence(
     session: &mut ClientSession,
     lease: &Lease,
 ) -> Result<Verdict, Failure> {
+    if lease.is_unfenced() {
+        return Ok(Verdict::Done);
+    }
     let (db, statement) = lease.fence_statement();
     match reply(endpoint, session, db, statement).await? {
         (None, 1) => Ok(Verdict::Done),

@@ -66,6 +66,8 @@ impl Failpoints {
             if let Err(error) = rustix::process::kill_process(me, rustix::process::Signal::STOP) {
                 eprintln!("failpoint {_name}: {error}");
             }
+            // Another thread may be the one that takes the signal; this one must not get ahead of it.
+            std::thread::sleep(std::time::Duration::from_millis(300));
         }
     }
 

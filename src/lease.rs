@@ -230,11 +230,16 @@ impl Lease {
     /// while nothing may be written: what was built then must not be let through later.
     pub fn deadline(&self, side: Side) -> i64 {
         let state = lock(&self.state);
-        if self.failpoints.mutated("unfenced") {
+        if self.is_unfenced() {
             return i64::MAX / 2;
         }
         let term = state.term.as_ref();
         term.and_then(|t| t.until[side as usize]).unwrap_or(0)
+    }
+
+    /// The mutation `unfenced`: servers take whatever comes, however late.
+    pub fn is_unfenced(&self) -> bool {
+        self.failpoints.mutated("unfenced")
     }
 
     /// A statement came too late: the link is slower than thought.

@@ -210,7 +210,12 @@ async fn suspended(test: &str, first: impl AsyncFn(&World), then: impl AsyncFn(&
     let world = World::new(test).await;
     let asked: PathBuf = world.dir().join("suspend");
     let point = format!("write_begun:{}", asked.display());
-    let (mut a, b) = pair(&world, settings(&world, "a").env("SANGAM_SUSPEND", &point)).await;
+    // Its connections shall be good when it goes on, so that the late write does arrive.
+    let patient = "&heartbeatFrequencyMS=600000&connectTimeoutMS=600000";
+    let first_one = settings(&world, "a")
+        .env("SANGAM_SUSPEND", &point)
+        .set("remote.uri", &format!("{:?}", world.link.uri() + patient));
+    let (mut a, b) = pair(&world, first_one).await;
     kit::fill(&world, &a, "c", 3).await;
     world.wait_converged_within(PATIENT, &b).await;
 
