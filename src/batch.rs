@@ -4,24 +4,24 @@
 //! side is known to have changed, which saves reading it: the guard finds out (R6). What the guard
 //! refuses is looked at again, with both sides read.
 
-mod decision;
 mod read;
 mod transaction;
 
-pub(crate) use decision::{landed, overruled, rejected};
-
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::content::strip;
-use crate::decide::{Clash, Side};
+use crate::conflicts::Found;
+use crate::content::{self, strip};
+use crate::decide::{self, Clash, Decision, Rules, Side, Target, View};
 use crate::failure::Failure;
 use crate::guard::{self, Duplicate, Form, Write};
 use crate::key::Key;
+use crate::raw;
 use crate::retry::delay_of_attempt;
-use crate::settle;
+use crate::settle::{self, Settlement};
 use crate::shared::{Settings, Shared, lock};
 use crate::store::base::{Intent, digest};
 use crate::store::queue::Work;
@@ -157,12 +157,19 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
             state: State::Look,
         });
     }
+    // Of several daemons, one that stands by settles what is equal and leaves the rest where it is.
+    let withheld = shared.withholds();
+    // What the last holder did may not have been seen here yet: believe nothing.
+    let careful = withheld || shared.lease().is_some_and(|l| l.legacy().is_open());
     for look in 0..LOOKS {
         if items.iter().all(|i| i.state != State::Look) {
             break;
         }
-        read::read(shared, &mut items, look > 0).await?;
-        let planned = decision::decide_all(shared, &settings, &mut items).await?;
+        read::read(shared, &mut items, look > 0 || careful).await?;
+        let planned = decide_all(shared, &settings, &mut items, withheld).await?;
+        if withheld {
+            break;
+        }
         if !planned.is_empty() {
             write_all(shared, &settings, &mut items, planned).await?;
         }
@@ -173,7 +180,289 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         .filter(|i| i.state == State::Look)
         .map(|i| i.work)
         .collect();
+    if withheld {
+        return settle::withhold(shared, left).await;
+    }
     settle::put_back(shared, left, delay_of_attempt(&settings.config.retry, 1)).await
+}
+
+/// Decides every item that was read, stores what needs no write and the intents of what does.
+async fn decide_all(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    items: &mut [Item],
+    withheld: bool,
+) -> Result<Vec<Planned>, Failure> {
+    let mut settlements: Vec<Settlement> = Vec::new();
+    let mut planned = Vec::new();
+    let first_sync = lock(&shared.first_sync).clone();
+    for (i, item) in items.iter_mut().enumerate() {
+        if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
+            continue;
+        }
+        if !withheld {
+            inherit(shared, settings, item, &mut settlements);
+        }
+        let local = item
+            .local
+            .as_deref()
+            .map(|d| strip(d, &settings.sync_fields));
+        let there = item
+            .remote
+            .as_deref()
+            .map(|d| strip(d, &settings.sync_fields));
+        let base = item.work.base.as_deref();
+        let remote = if item.remote_known {
+            there.as_deref()
+        } else {
+            base
+        };
+        let base = match item.work.left {
+            // Nobody's deletion (R15): left alone, unless the other side has changed since; then it is new here.
+            Some(Side::Local) if local.is_none() && remote == base => {
+                settlements.push(Settlement::left(&item.work));
+                item.state = State::Done;
+                continue;
+            }
+            Some(Side::Remote)
+                if item.remote_known && remote.is_none() && local.as_deref() == base =>
+            {
+                settlements.push(Settlement::left(&item.work));
+                item.state = State::Done;
+                continue;
+            }
+            Some(Side::Local) if local.is_none() => None,
+            Some(Side::Remote) if item.remote_known && remote.is_none() => None,
+            _ => base,
+        };
+        let view = View {
+            local: local.as_deref(),
+            base,
+            remote,
+        };
+        let rules = Rules {
+            policy: settings.policy(&item.ns.coll),
+            updated_at: &settings.config.fields.updated_at,
+            skew_ms: shared.skew_ms(),
+            first_sync: first_sync.contains(&item.ns.number),
+            fields: settings.config.sync.rules.get(&item.ns.coll),
+        };
+        let mut decision = decide::decide(view, rules);
+        if shared.failpoints.mutated("lww_silent")
+            && let Decision::Hold(_)
+            | Decision::Settle(_, Some(_))
+            | Decision::Settle(Target::Merged(_), _) = decision
+        {
+            decision = Decision::Settle(Target::Local, None);
+        }
+        match decision {
+            Decision::Agree => {
+                let base = (local.as_deref() != item.work.base.as_deref())
+                    .then(|| local.as_deref().map(<[u8]>::to_vec));
+                let unstamped = item
+                    .local
+                    .as_deref()
+                    .is_some_and(|d| is_unstamped(d, settings));
+                let settlement = Settlement::Agreed {
+                    work: item.work.claim_only(),
+                    base,
+                    close: item.remote_known,
+                    stamp: unstamped && item.work.outbox.is_some(),
+                };
+                settlements.push(settlement);
+                item.state = State::Done;
+            }
+            // It may be over before this daemon has to put it on record.
+            Decision::Hold(_) if withheld => {}
+            Decision::Hold(clash) => {
+                let found = found(item, &clash);
+                settlements.push(Settlement::Held {
+                    work: item.work.claim_only(),
+                    found: Box::new(found),
+                });
+                item.state = State::Done;
+            }
+            Decision::Settle(target, clash) => {
+                let next = plan((i, item), (target, clash), view, &settings.sync_fields);
+                planned.push(next);
+            }
+        }
+    }
+    settle::commit(shared, settlements).await?;
+    Ok(planned)
+}
+
+/// A write of ours that may have happened is decided before anything else (R3). `false`: not now.
+fn settle_intent(
+    shared: &Shared,
+    settings: &Settings,
+    item: &mut Item,
+    settlements: &mut Vec<Settlement>,
+) -> bool {
+    let Some(mut intent) = item.work.intent.take() else {
+        return true;
+    };
+    let actual = match intent.side {
+        Side::Local => item.local.as_deref(),
+        Side::Remote => item.remote.as_deref(),
+    };
+    let actual = actual.map(|d| strip(d, &settings.sync_fields));
+    if landed(&intent, actual.as_deref()) {
+        if intent.digest.is_some() {
+            intent.base_after = actual.map(Cow::into_owned);
+        }
+        item.work.base = intent.base_after.clone();
+        item.work.left = None;
+        settlements.push(Settlement::Landed {
+            work: item.work.claim_only(),
+            intent,
+        });
+        return true;
+    }
+    if let Some(until) = shared.late_until(&item.work.key, &intent) {
+        // It may still happen: deciding now could take our own write for somebody else's edit (R4).
+        let wait = until.saturating_duration_since(Instant::now().into_std());
+        settlements.push(Settlement::Deferred {
+            work: item.work.claim_only(),
+            wait,
+        });
+        item.work.intent = Some(intent);
+        item.state = State::Done;
+        return false;
+    }
+    settlements.push(Settlement::NotLanded {
+        key: item.work.key.clone(),
+        now: actual.map(Cow::into_owned),
+    });
+    true
+}
+
+/// What the daemon wrote that held the lease before is what both sides have agreed on, as with an
+/// intent of our own. (Only one side needs to be asked: where both hold what it wrote, they agree.)
+fn inherit(
+    shared: &Shared,
+    settings: &Settings,
+    item: &mut Item,
+    settlements: &mut Vec<Settlement>,
+) {
+    let Some(legacy) = shared.lease().map(|l| l.legacy()).filter(|l| l.is_open()) else {
+        return;
+    };
+    if !item.remote_known {
+        return;
+    }
+    let ns = (item.ns.db.as_str(), item.ns.coll.as_str());
+    let written = legacy.take(ns, &item.work.key, item.work.base.as_deref());
+    for (side, found) in [(Side::Remote, &item.remote), (Side::Local, &item.local)] {
+        let content = found.as_deref().map(|d| strip(d, &settings.sync_fields));
+        let is_base = content.as_deref() == item.work.base.as_deref();
+        if !is_base && written.holds(side, content.as_deref()) {
+            let base = content.map(Cow::into_owned);
+            item.work.left = None;
+            item.work.base.clone_from(&base);
+            settlements.push(Settlement::Landed {
+                work: item.work.claim_only(),
+                intent: Intent {
+                    side,
+                    new: None,
+                    digest: None,
+                    base_after: base,
+                    fields: None,
+                    epoch: shared.store.epoch(),
+                },
+            });
+            return;
+        }
+    }
+}
+
+/// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
+/// have changed further ones.
+pub(crate) fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
+    if let Some(wanted) = &intent.digest {
+        return actual.is_some_and(|a| digest(a) == *wanted);
+    }
+    if actual == intent.new.as_deref() {
+        return true;
+    }
+    match (&intent.fields, actual, &intent.new) {
+        (Some(fields), Some(actual), Some(new)) => {
+            content::agree_on(actual, new, fields.iter().map(Vec::as_slice))
+        }
+        _ => false,
+    }
+}
+
+fn is_unstamped(doc: &[u8], settings: &Settings) -> bool {
+    settings.config.sync.stamp_documents
+        && raw::get(doc, settings.config.fields.sync_status.as_bytes())
+            .is_some_and(|e| raw::text(&e) != Some("synced"))
+}
+
+/// The record of a clash, from the documents as read.
+fn found(item: &Item, clash: &Clash) -> Found {
+    let with_id = |d: &Option<Vec<u8>>| d.as_ref().map(|d| (item.work.id.clone(), d.clone()));
+    let notes = match clash.kind {
+        decide::Kind::DeleteUpdate => {
+            "one side deleted the document, the other changed it".to_owned()
+        }
+        decide::Kind::InsertInsert => {
+            "both sides created this _id with different content".to_owned()
+        }
+        _ => format!(
+            "both sides changed {}",
+            if clash.fields.is_empty() {
+                "it"
+            } else {
+                "the same field"
+            }
+        ),
+    };
+    Found {
+        key: item.work.key.clone(),
+        kind: clash.kind,
+        collection: item.ns.shown.clone(),
+        local: with_id(&item.local),
+        remote: with_id(&item.remote),
+        base: item.work.base.clone(),
+        fields: clash.fields.clone(),
+        other: None,
+        notes,
+        sync_fields: item.ns.sync_fields.clone(),
+    }
+}
+
+/// The next write towards the target. A merge is written to the remote first; base then becomes the
+/// local content, so that the rest is a plain pull even after a crash.
+fn plan(
+    (index, item): (usize, &Item),
+    (target, clash): (Target, Option<Clash>),
+    view: View<'_>,
+    sync_fields: &[String],
+) -> Planned {
+    let own = |content: Option<&[u8]>| content.map(<[u8]>::to_vec);
+    let (side, expect, new, last) = match target {
+        Target::Local => (Side::Remote, view.remote, own(view.local), true),
+        Target::Remote => (Side::Local, view.local, own(view.remote), true),
+        Target::Merged(merged) => (Side::Remote, view.remote, Some(merged), false),
+    };
+    let base_after = if last { new.clone() } else { own(view.local) };
+    let write = Write {
+        key: item.work.key.clone(),
+        id: item.work.id.clone(),
+        expect: own(expect),
+        new,
+    };
+    let form = guard::form(&write, sync_fields);
+    Planned {
+        item: index,
+        side,
+        write,
+        form,
+        base_after,
+        last,
+        clash,
+    }
 }
 
 /// Stores the intents, writes by side and collection, settles what came of it.
@@ -259,4 +548,25 @@ async fn believe_anything(
         p.form = guard::form(&p.write, &settings.sync_fields);
     }
     Ok(())
+}
+
+/// Puts a rejected document on record, for [`settle`].
+pub(crate) fn rejected(item: &Item, side: Side, code: i32, message: &str) -> Found {
+    let mut found = found(
+        item,
+        &Clash {
+            kind: decide::Kind::Rejected,
+            fields: vec![],
+        },
+    );
+    found.notes = format!(
+        "the {} database refuses the document: {message} (code {code})",
+        side.name()
+    );
+    found
+}
+
+/// The record of a clash that the policy settled.
+pub(crate) fn overruled(item: &Item, clash: &Clash) -> Found {
+    found(item, clash)
 }

@@ -1,8 +1,10 @@
 //! Test-only crash points and mutations; in a release build nothing of it is there.
 //!
 //! `SANGAM_FAILPOINT=name:probability[,name:probability]` aborts the process at named points;
+//! `SANGAM_SUSPEND=name:FILE` suspends it there when the file appears.
 //! `SANGAM_STALL=name:FILE` waits at such a point for as long as the file exists, and says so by making
-//! `FILE.reached`; `SANGAM_MUTATION=name` takes one rule of the contract away, so that the tests can be seen to fail.
+//! `FILE.reached`.
+//! `SANGAM_MUTATION=name` takes one rule of the contract away, so that the tests can be seen to fail.
 
 #[cfg(debug_assertions)]
 use std::collections::HashMap;
@@ -16,6 +18,9 @@ pub struct Failpoints {
     stall: Option<(String, std::path::PathBuf)>,
     #[cfg(debug_assertions)]
     mutation: String,
+    /// Where to suspend the process, and the file whose presence asks for it.
+    #[cfg(debug_assertions)]
+    suspend: Option<(String, std::path::PathBuf)>,
 }
 
 impl Failpoints {
@@ -37,6 +42,9 @@ impl Failpoints {
                 points,
                 stall: stall.map(|(name, file)| (name.to_owned(), file.into())),
                 mutation: std::env::var("SANGAM_MUTATION").unwrap_or_default(),
+                suspend: std::env::var("SANGAM_SUSPEND")
+                    .ok()
+                    .and_then(|s| Some((s.split_once(':')?.0.into(), s.split_once(':')?.1.into()))),
             }
         }
         #[cfg(not(debug_assertions))]
@@ -65,6 +73,22 @@ impl Failpoints {
                 let _ = std::fs::write(file.with_extension("reached"), b"");
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
+        }
+    }
+
+    /// Suspends the process here, as SIGSTOP would, once for each time that the file is put there.
+    pub fn suspend(&self, _name: &str) {
+        #[cfg(debug_assertions)]
+        if let Some((name, file)) = &self.suspend
+            && name == _name
+            && std::fs::remove_file(file).is_ok()
+        {
+            let me = rustix::process::getpid();
+            if let Err(error) = rustix::process::kill_process(me, rustix::process::Signal::STOP) {
+                eprintln!("failpoint {_name}: {error}");
+            }
+            // Another thread may be the one that takes the signal; this one must not get ahead of it.
+            std::thread::sleep(std::time::Duration::from_millis(300));
         }
     }
 

@@ -15,12 +15,22 @@ use sangam::process::{Child, describe, free_port};
 /// What differs between daemons.
 pub struct Setup {
     pub site: usize,
+    /// Which of several daemons of the site; `None` without high availability.
+    pub peer: Option<usize>,
     pub local_uri: String,
     pub remote_uri: String,
     pub state_dir: PathBuf,
     pub policy: &'static str,
     pub stamp: bool,
     pub env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// For files.
+    fn label(&self) -> String {
+        let peer = self.peer.map_or(String::new(), |n| format!("-{n}"));
+        format!("site{}{peer}", self.site)
+    }
 }
 
 /// A daemon; killed when dropped.
@@ -43,7 +53,7 @@ impl Daemon {
     pub fn start(program: &Path, dir: &Path, setup: Setup) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let toml = toml(dir, &setup, &listen);
-        std::fs::write(dir.join(format!("site{}.toml", setup.site)), toml)?;
+        std::fs::write(dir.join(format!("{}.toml", setup.label())), toml)?;
         let child = launch(program, dir, &setup)?;
         let api = ApiConfig {
             listen,
@@ -131,6 +141,12 @@ impl Daemon {
         Ok(self.client.get("/api/sync/status").await?)
     }
 
+    /// Whether it is the one that works, of those of its site.
+    pub async fn works(&self) -> bool {
+        let asked = tokio::time::timeout(Duration::from_secs(1), self.status()).await;
+        asked.is_ok_and(|s| s.is_ok_and(|s| s.ha.is_none_or(|ha| ha.role == "holder")))
+    }
+
     /// Waits until it captures local changes.
     pub async fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(90);
@@ -151,7 +167,7 @@ impl Daemon {
 
     /// Its log.
     pub fn log(&self) -> PathBuf {
-        self.dir.join(format!("site{}.log", self.setup.site))
+        self.dir.join(format!("{}.log", self.setup.label()))
     }
 
     /// Bytes in the state folder.
@@ -181,14 +197,14 @@ fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
-        .open(dir.join(format!("site{}.log", setup.site)))?;
+        .open(dir.join(format!("{}.log", setup.label())))?;
     let mut command = Command::new(program);
     for name in config::variables() {
         command.env_remove(name);
     }
     command
         .arg("--config")
-        .arg(dir.join(format!("site{}.toml", setup.site)))
+        .arg(dir.join(format!("{}.toml", setup.label())))
         .arg("run")
         .current_dir(dir)
         .envs(setup.env.iter().map(|(name, value)| (name, value)))
@@ -208,7 +224,8 @@ fn toml(dir: &Path, setup: &Setup, listen: &str) -> String {
         stamp,
         ..
     } = setup;
-    let control = dir.join(format!("control{site}"));
+    let control = dir.join(format!("control-{}", setup.label()));
+    let (ha, name) = (setup.peer.is_some(), setup.label());
     format!(
         r#"database = "storm"
 state_dir = {state_dir:?}
@@ -236,6 +253,9 @@ file = {control:?}
 [api]
 listen = "{listen}"
 socket = ""
+[ha]
+enabled = {ha}
+name = "{name}"
 [log]
 level = "info,sangam=debug"
 "#

@@ -215,14 +215,24 @@ pub async fn break_processes(
 
 /// Whether the fault could happen here.
 async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Result<bool> {
-    let site = rng.random_range(0..targets.daemons.len());
+    let several = targets.daemons.len() > targets.locals.len();
+    let mut site = rng.random_range(0..targets.daemons.len());
+    if several && rng.random_bool(0.6) {
+        // The one that works is the one whose end matters.
+        for (n, daemon) in targets.daemons.iter().enumerate() {
+            if daemon.works().await {
+                site = n;
+            }
+        }
+    }
     let remote = rng.random_bool(0.4);
     let node: usize = rng.random_range(0..6);
     let daemon = &mut targets.daemons[site];
     match kind {
         Kind::KillDaemon => {
             daemon.kill9()?;
-            pause(rng, 0..1500).await;
+            let away = absence(rng.random_bool(0.5) && several, 0..1500);
+            pause(rng, away).await;
         }
         Kind::KillTwice => {
             daemon.kill9()?;
@@ -233,7 +243,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
         }
         Kind::StopDaemon => {
             daemon.signal("STOP")?;
-            pause(rng, 50..4000).await;
+            let away = absence(rng.random_bool(0.7) && several, 50..4000);
+            pause(rng, away).await;
             daemon.signal("CONT")?;
         }
         Kind::EndDaemon => daemon.terminate().await?,
@@ -252,7 +263,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
             let cluster = if far {
                 &mut *targets.remote
             } else {
-                &mut targets.locals[site]
+                let local = site % targets.locals.len();
+                &mut targets.locals[local]
             };
             if with_server {
                 kill_server(rng, cluster, node).await?;
@@ -292,7 +304,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
             wrong[node % wrong.len()].set(rng.random_range(-most..=most))?;
         }
         _ => {
-            let cluster = match targets.locals.get_mut(site) {
+            let local = site % targets.locals.len();
+            let cluster = match targets.locals.get_mut(local) {
                 Some(local) if !remote => local,
                 _ => &mut *targets.remote,
             };
@@ -300,6 +313,11 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
         }
     }
     Ok(true)
+}
+
+/// How long a daemon is away, in ms: usually short, or long enough for another one to take over.
+fn absence(long: bool, short: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    if long { 9_000..16_000 } else { short }
 }
 
 async fn strike_cluster(
