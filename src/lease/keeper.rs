@@ -360,7 +360,7 @@ async fn settle_legacy(shared: &Arc<Shared>, lease: &Arc<Lease>) -> Result<(), F
         let halted = halted.clone();
         let waiting = shared
             .store
-            .call(move |c| queue::ready_up_to(c, seq, &[], &halted));
+            .call(move |c| queue::ready_up_to(c, seq, (&[], &halted), 1));
         if waiting.await.map_err(store_failed)? == 0 {
             lease.legacy.close();
             tracing::info!("all that the last holder left is settled");
