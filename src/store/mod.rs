@@ -13,6 +13,7 @@ pub mod cases;
 pub mod claim;
 pub mod definitions;
 pub mod differences;
+pub mod lanes;
 pub mod queue;
 pub mod records;
 mod schema;
