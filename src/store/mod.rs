@@ -252,7 +252,7 @@ impl Store {
     }
 }
 
-/// A value kept under a name, inside a call.
+/// A value kept under a name, inside a call; one that was kept as NULL is none.
 pub fn get_meta<T: rusqlite::types::FromSql>(
     c: &Connection,
     name: &str,
@@ -260,6 +260,7 @@ pub fn get_meta<T: rusqlite::types::FromSql>(
     c.prepare_cached("SELECT v FROM meta WHERE k = ?")?
         .query_row([name], |r| r.get(0))
         .optional()
+        .map(Option::flatten)
 }
 
 /// Keeps a value under a name, inside a call.
