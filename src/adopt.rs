@@ -338,7 +338,10 @@ async fn compare(shared: &Arc<Shared>, state: &mut State) -> Result<(), Failure>
             let mut equal = Vec::new();
             let count = extent::compare(shared, &place, &range, |f| match f {
                 Found::Differs(d) => found.push((d.key, d.id)),
-                Found::Equal(key, content) => equal.push((key, base::encode(&content))),
+                Found::Equal(key, content) => {
+                    let encoded = shared.store.dictionaries().encode(key.ns(), &content);
+                    equal.push((key, encoded));
+                }
             })
             .await?;
             let pass = Pass {

@@ -248,7 +248,7 @@ proptest! {
         }
         let _ = queue::is_echo(&a, Some(&b), &sync);
         let _ = queue::only_sync_fields(&a, &sync);
-        prop_assert_eq!(base::decode(&base::encode(&a)), Some(a.clone()));
+        prop_assert_eq!(base::decode(&base::encode(1, &a)), Some(a.clone()));
         let _ = base::decode(&a);
         let _ = value::at_path(&a, &name);
         if let Ok(token) = RawDocumentBuf::from_bytes(a) {

@@ -309,7 +309,10 @@ pub(crate) async fn verdicts(
                 lock(&shared.activity).insert(item.ns.shown.clone(), now);
                 let clash = planned.clash.as_ref();
                 overruled = clash.map(|clash| (item.ns.shown.clone(), clash.kind));
-                base = planned.base_after.as_deref().map(base::encode);
+                let dictionaries = shared.store.dictionaries();
+                let ns = planned.write.key.ns();
+                let after = planned.base_after.as_deref();
+                base = after.map(|content| dictionaries.encode(ns, content));
                 if planned.last {
                     State::Done
                 } else {

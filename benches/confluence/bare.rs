@@ -1,9 +1,12 @@
 //! What the daemon is held against: the driver alone, and the one-document-at-a-time way.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mongodb::Database;
+use futures::TryStreamExt as _;
 use mongodb::bson::{DateTime, Document, RawDocumentBuf, doc, oid::ObjectId, rawdoc};
+
+use mongodb::options::{ClientOptions, Compressor};
+use mongodb::{Client, Database};
 
 use crate::table::Rate;
 
@@ -28,6 +31,13 @@ pub(crate) fn booking(n: usize) -> Document {
         "createdAt": DateTime::now(),
         "updatedAt": DateTime::now(),
     }
+}
+
+/// A client of the same server that compresses, as the daemon does.
+pub(crate) async fn compressed(uri: &str) -> Client {
+    let mut options = ClientOptions::parse(uri).await.expect("a URI");
+    options.compressors = Some(vec![Compressor::Zstd { level: Some(3) }]);
+    Client::with_options(options).expect("a client")
 }
 
 /// Inserts documents into a collection, in commands of [`BATCH`].
@@ -67,6 +77,52 @@ pub(crate) async fn timed(db: &Database, commands: Vec<RawDocumentBuf>, count: u
         documents: count as u64,
         took: began.elapsed(),
     }
+}
+
+/// CPU time that the driver alone takes for the calls of a drain: each document is read by its `_id`
+/// and written to the remote, in batches, over a compressed connection, and its event there read as well.
+/// Nothing is guarded, decided or kept.
+pub(crate) async fn copy(from: &Database, to: &Database, count: usize) -> Duration {
+    fill(from, "copied", 0, count).await;
+    let ids: Vec<Document> = from
+        .collection::<Document>("copied")
+        .find(doc! {})
+        .projection(doc! {"_id": 1})
+        .await
+        .expect("a cursor")
+        .try_collect()
+        .await
+        .expect("documents");
+    let source = from.collection::<RawDocumentBuf>("copied");
+    let events = to.collection::<RawDocumentBuf>("copied").watch().await;
+    let mut events = events
+        .expect("the stream opens")
+        .with_type::<RawDocumentBuf>();
+    let began = crate::meter::cpu(std::process::id());
+    let read = tokio::spawn(async move {
+        let mut seen = 0;
+        while seen < count {
+            seen += usize::from(events.next_if_any().await.expect("an event").is_some());
+        }
+    });
+    for some in ids.chunks(BATCH) {
+        let some: Vec<_> = some.iter().filter_map(|d| d.get("_id")).collect();
+        let mut found = source
+            .find(doc! {"_id": {"$in": some}})
+            .await
+            .expect("a cursor");
+        let mut updates = mongodb::bson::RawArrayBuf::new();
+        while found.advance().await.expect("a document") {
+            let new = found.current();
+            let id = new.get_object_id("_id").expect("made above");
+            updates.push(rawdoc! {"q": {"_id": id}, "u": new.to_owned(), "upsert": true});
+        }
+        let command = rawdoc! {"update": "copied", "updates": updates, "ordered": false};
+        let reply = to.run_raw_command(command).await.expect("an answer");
+        assert!(!reply.contains_key("writeErrors"), "{reply}");
+    }
+    read.await.expect("all events come");
+    crate::meter::cpu(std::process::id()) - began
 }
 
 /// One document at a time: find it at the remote, write it there, mark it locally.

@@ -72,8 +72,8 @@ async fn sets(db: &Database, coll: &str, count: usize, state: &str) -> Rate {
 
 /// One field of each document was edited while the link was away.
 pub(crate) async fn edits(table: &mut Table, scale: f64) {
-    let count = (50_000.0 * scale) as usize;
-    let world = World::with_oplogs("edits", 2048).await;
+    let count = (200_000.0 * scale) as usize;
+    let world = World::with_oplogs("edits", 4096).await;
     let other = world.remote.client().database("bare");
     large(&other, "c", count).await;
     large(&world.local, "c", count).await;
@@ -107,7 +107,7 @@ pub(crate) async fn edits(table: &mut Table, scale: f64) {
 
 /// The remote wrote while the link was away.
 pub(crate) async fn apply(table: &mut Table, scale: f64) {
-    let count = (100_000.0 * scale) as usize;
+    let count = (200_000.0 * scale) as usize;
     let world = World::with_oplogs("apply", 2048).await;
     let other = world.servers().local.client().await.expect("a client");
     let other = other.database("bare");

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use mongodb::Database;
 use mongodb::bson::{Document, RawDocumentBuf, doc};
-use mongodb::options::{ClientOptions, Compressor};
-use mongodb::{Client, Database};
 use sangam::faultlink::Way;
 
 use crate::bare;
@@ -28,14 +27,6 @@ async fn both_filled(test: &str, count: usize) -> World {
         b.expect("inserted there");
     }
     world
-}
-
-/// A client that reaches the remote by the daemon's way, as the daemon does: compressed.
-async fn through_the_link(world: &World) -> Database {
-    let mut options = ClientOptions::parse(world.link.uri()).await.expect("a URI");
-    options.compressors = Some(vec![Compressor::Zstd { level: Some(3) }]);
-    let client = Client::with_options(options).expect("a client");
-    client.database(&world.name)
 }
 
 /// Reads everything with the driver and does nothing with it.
@@ -78,8 +69,10 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
     let count = (1_000_000.0 * scale) as usize;
     let world = both_filled("first", count).await;
     let case = format!("first sync of {count} equal documents");
-    let there = through_the_link(&world).await;
+    let there = bare::compressed(&world.link.uri()).await;
+    let there = there.database(&world.name);
     let before = [read_bare(&world.local).await, read_bare(&there).await];
+    let (here_too, there_too) = tokio::join!(read_bare(&world.local), read_bare(&there));
     let settings = world.settings().set("log.level", &log_level());
     let (began, bytes) = (Instant::now(), crossed(&world));
     let mut daemon = world.start_with(settings.clone()).await;
@@ -91,6 +84,14 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
     };
     let bytes = crossed(&world) - bytes;
     let (cpu, memory) = (meter::cpu(pid), meter::memory(pid).1);
+    let state: u64 = ["sangam.db", "sangam.db-wal"]
+        .map(|name| std::fs::metadata(daemon.state_dir().join(name)).map_or(0, |m| m.len()))
+        .iter()
+        .sum();
+    table.note(
+        format!("{case}: state file"),
+        format!("{:.0} B a document", state as f64 / count as f64),
+    );
     daemon.kill9();
     let after = [read_bare(&world.local).await, read_bare(&there).await];
     let (local, remote) = (before[0] + after[0], before[1] + after[1]);
@@ -107,6 +108,17 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
         format!("{case}, against the slower bare read"),
         ours,
         slower,
+        Target::AtLeast(0.5),
+    );
+    let at_once = if here_too.took > there_too.took {
+        here_too
+    } else {
+        there_too
+    };
+    table.ratio(
+        format!("{case}, against the slower bare read when both sides are read at once"),
+        ours,
+        at_once,
         Target::AtLeast(0.5),
     );
     let both = Rate {
@@ -157,6 +169,7 @@ pub(crate) async fn reconcile(table: &mut Table, scale: f64) {
     let settings = world.settings().set("log.level", &log_level());
     let daemon = world.start_with(settings).await;
     first_sync(&daemon).await;
+    unchanged(table, &world, &daemon, count).await;
     for exact in [false, true] {
         let (began, before) = (Instant::now(), crossed(&world));
         wait_until(LONG, "a reconcile", async || {
@@ -181,4 +194,31 @@ pub(crate) async fn reconcile(table: &mut Table, scale: f64) {
     let memory = meter::memory(daemon.pid()).1;
     let case = format!("first sync and reconciles of {count}: highest memory");
     table.figure(case, memory, "MB", Target::Below(200.0));
+}
+
+/// What it costs to look for changes where there are none.
+async fn unchanged(table: &mut Table, world: &World, daemon: &Daemon, count: usize) {
+    let case = format!("{count} unchanged documents");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (began, before) = (Instant::now(), crossed(world));
+    let answer = daemon.post("/api/sync/sync", serde_json::json!({})).await;
+    assert_eq!(answer.expect("an answer").status, 200);
+    table.figure(
+        format!("{case}: a pull"),
+        began.elapsed().as_secs_f64(),
+        "s",
+        Target::Below(0.2),
+    );
+    table.figure(
+        format!("{case}: a pull, bytes over the link"),
+        (crossed(world) - before) as f64 / 1000.0,
+        "kB",
+        Target::Below(100.0),
+    );
+    table.figure(
+        format!("{case}: memory while idle"),
+        meter::memory(daemon.pid()).0,
+        "MB",
+        Target::Below(40.0),
+    );
 }

@@ -55,12 +55,12 @@ impl Hash {
     }
 }
 
-fn prepare(found: Found, first: bool) -> Entry {
+fn prepare(shared: &Shared, found: Found, first: bool) -> Entry {
     match found {
         Found::Equal(key, content) => Entry::Equal {
-            key,
             hash: base::hash(&content),
-            encoded: first.then(|| base::encode(&content)),
+            encoded: first.then(|| shared.store.dictionaries().encode(key.ns(), &content)),
+            key,
             content,
         },
         Found::Differs(Difference {
@@ -85,7 +85,10 @@ pub(super) async fn take(
     found: Vec<Found>,
     first: bool,
 ) -> Result<u64, Failure> {
-    let entries: Vec<Entry> = found.into_iter().map(|f| prepare(f, first)).collect();
+    let entries: Vec<Entry> = found
+        .into_iter()
+        .map(|f| prepare(shared, f, first))
+        .collect();
     let (context, watch) = (shared.clone(), watch.clone());
     let taken = shared.store.call(move |c| {
         let mut intake = Intake {

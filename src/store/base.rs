@@ -4,11 +4,14 @@ use std::cell::RefCell;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::dictionaries::Dictionaries;
 use crate::decide::Side;
 use crate::key::Key;
 
 /// Below this a body is kept plain: zstd's frame would eat the gain.
 const PLAIN_BELOW: usize = 96;
+/// The same where there is a dictionary.
+const PLAIN_BELOW_DICTIONARY: usize = 40;
 
 /// A content kept plain; the marker of its stored form.
 const PLAIN: u8 = 0;
@@ -33,16 +36,28 @@ thread_local! {
         RefCell::new(zstd::bulk::Decompressor::new().ok());
 }
 
-/// A content as the store keeps it: marker, checksum, bytes (zstd from 96 bytes on).
-pub fn encode(content: &[u8]) -> Vec<u8> {
-    let packed = if content.len() < PLAIN_BELOW {
-        None
-    } else {
-        PACKER.with_borrow_mut(|p| p.as_mut()?.compress(content).ok())
-    };
-    match &packed {
-        Some(p) if p.len() < content.len() => stored(ZSTD, content, p),
-        _ => encode_plain(content),
+/// A content of a collection as the store keeps it: marker, checksum, bytes (zstd unless it is small).
+/// For the store's own thread.
+pub(crate) fn encode(ns: u32, content: &[u8]) -> Vec<u8> {
+    Dictionaries::mine().encode(ns, content)
+}
+
+impl Dictionaries {
+    /// [`put_encoded`]'s form of a content of a collection.
+    pub(crate) fn encode(&self, ns: u32, content: &[u8]) -> Vec<u8> {
+        let packed = if content.len() < PLAIN_BELOW_DICTIONARY {
+            None
+        } else if let Some(packed) = self.pack(ns, content) {
+            Some(packed)
+        } else if content.len() < PLAIN_BELOW {
+            None
+        } else {
+            PACKER.with_borrow_mut(|p| p.as_mut()?.compress(content).ok())
+        };
+        match &packed {
+            Some(p) if p.len() < content.len() => stored(ZSTD, content, p),
+            _ => encode_plain(content),
+        }
     }
 }
 
@@ -59,7 +74,8 @@ fn stored(marker: u8, content: &[u8], bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The reverse of [`encode`]; `None` when the bytes were damaged on disk.
+/// The reverse of [`Dictionaries::encode`], on the store's own thread; `None` when the bytes were
+/// damaged on disk.
 pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
     let (marker, rest) = stored.split_first()?;
     let (sum, bytes) = rest.split_at_checked(8)?;
@@ -67,7 +83,11 @@ pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
         ZSTD => {
             let size = zstd::zstd_safe::get_frame_content_size(bytes).ok()??;
             let size = usize::try_from(Some(size).filter(|s| *s <= LARGEST)?).ok()?;
-            UNPACKER.with_borrow_mut(|u| u.as_mut()?.decompress(bytes, size).ok())?
+            if zstd::zstd_safe::get_dict_id_from_frame(bytes).is_some() {
+                Dictionaries::mine().unpack(bytes, size)?
+            } else {
+                UNPACKER.with_borrow_mut(|u| u.as_mut()?.decompress(bytes, size).ok())?
+            }
         }
         PLAIN => bytes.to_vec(),
         _ => return None,
@@ -238,10 +258,11 @@ pub fn add_encoded(c: &Connection, key: &Key, encoded: &[u8]) -> rusqlite::Resul
 
 /// Sets base; `None` removes it.
 pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>) -> rusqlite::Result<()> {
-    put_encoded(c, key, content.map(encode).as_deref())
+    let encoded = content.map(|content| encode(key.ns(), content));
+    put_encoded(c, key, encoded.as_deref())
 }
 
-/// The same with what [`encode`] made of the content, so that the store's thread is spared it.
+/// The same with what [`Dictionaries::encode`] made of the content, so that the store's thread is spared it.
 pub fn put_encoded(c: &Connection, key: &Key, encoded: Option<&[u8]>) -> rusqlite::Result<()> {
     match encoded {
         Some(encoded) => c

@@ -12,6 +12,7 @@ pub mod base;
 pub mod cases;
 pub mod claim;
 pub mod definitions;
+mod dictionaries;
 pub mod differences;
 pub mod lanes;
 pub mod queue;
@@ -28,6 +29,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dictionaries::Dictionaries;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use tokio::sync::oneshot;
 
@@ -103,6 +105,7 @@ struct Inner {
     /// Where a damaged file was put, if this start found one.
     put_aside: Option<PathBuf>,
     namespaces: Mutex<queue::Namespaces>,
+    dictionaries: Arc<Dictionaries>,
     /// The disk refused the last write that was tried.
     refused: AtomicBool,
     _lock: File,
@@ -144,10 +147,15 @@ impl Store {
             |r| r.get(0),
         )?;
         let namespaces = Mutex::new(queue::Namespaces::load(&conn)?);
+        let dictionaries = Arc::new(Dictionaries::load(&conn)?);
         let (jobs, inbox) = mpsc::channel();
+        let its = dictionaries.clone();
         std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || serve(conn, &inbox))
+            .spawn(move || {
+                its.adopt();
+                serve(conn, &inbox);
+            })
             .map_err(unusable)?;
         Ok(Self {
             jobs,
@@ -156,6 +164,7 @@ impl Store {
                 epoch,
                 put_aside,
                 namespaces,
+                dictionaries,
                 refused: AtomicBool::new(false),
                 _lock: lock,
             }),
@@ -212,7 +221,31 @@ impl Store {
         if outcome.as_ref().is_err_and(StoreError::is_disk) {
             self.inner.refused.store(true, Ordering::Relaxed);
         }
+        if self.inner.dictionaries.is_due() {
+            tokio::spawn(self.clone().learn());
+        }
         outcome
+    }
+
+    /// What packs contents for base.
+    pub(crate) fn dictionaries(&self) -> &Dictionaries {
+        &self.inner.dictionaries
+    }
+
+    /// Trains dictionaries and takes them into use. Without them all works as before, only larger.
+    fn learn(self) -> futures::future::BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let training = self.inner.dictionaries.clone();
+            // Fails only when the daemon ends.
+            let Ok(trained) = tokio::task::spawn_blocking(move || training.train()).await else {
+                return;
+            };
+            let rows = trained.clone();
+            match self.call(move |c| dictionaries::put(c, &rows)).await {
+                Ok(()) => self.inner.dictionaries.use_stored(trained),
+                Err(error) => tracing::debug!(%error, "keeping a dictionary"),
+            }
+        })
     }
 
     /// Whether the disk refuses writes. Once it did, a small write is tried: that alone tells that it

@@ -52,7 +52,7 @@ INSERT INTO meta(k, v) VALUES('seq', 0);
 /// walk: ranges of `_id` of comparisons under way; documents is NULL until a range is done.
 /// gone: documents that such a comparison found missing on a side (0 local, 1 remote).
 /// definitions: indexes and options of a collection; tree 0: as seen on the local side, 1: on the remote,
-/// 2: what both had. transactions: documents of the outbox that one transaction wrote.
+/// 2: what both had. dictionaries: of zstd, for the rows of base. transactions: documents of the outbox that one transaction wrote.
 /// overruled: records of clashes that the policy settles by a write which may have happened; gone:
 /// digest of the content that this write replaces, NULL where there was no document.
 const LATER: &str = "
@@ -70,6 +70,7 @@ CREATE TABLE IF NOT EXISTS transactions(key BLOB PRIMARY KEY, t INTEGER NOT NULL
 CREATE INDEX IF NOT EXISTS transactions_t ON transactions(t);
 CREATE TRIGGER IF NOT EXISTS outbox_left AFTER DELETE ON outbox BEGIN
   DELETE FROM transactions WHERE key = OLD.key; END;
+CREATE TABLE IF NOT EXISTS dictionaries(number INTEGER PRIMARY KEY, ns INTEGER NOT NULL, bytes BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS definitions(ns INTEGER NOT NULL, tree INTEGER NOT NULL, body BLOB NOT NULL,
   PRIMARY KEY(ns, tree)) WITHOUT ROWID;
 ";

@@ -366,7 +366,7 @@ fn damaged_rows_of_base_are_noticed() {
     let content = doc! {"_id": 1, "text": "abc ".repeat(100)}
         .to_vec()
         .unwrap();
-    let stored = base::encode(&content);
+    let stored = base::encode(1, &content);
     assert!(stored.len() < content.len());
     assert_eq!(base::decode(&stored), Some(content));
     for at in 0..stored.len() {
@@ -374,4 +374,61 @@ fn damaged_rows_of_base_are_noticed() {
         bad[at] ^= 0x40;
         assert_eq!(base::decode(&bad), None, "byte {at}");
     }
+}
+
+#[tokio::test]
+async fn base_is_packed_with_what_the_documents_of_a_collection_have_in_common() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |n: i32| Key::new(1, &Id::of(&doc! {"_id": n}.to_vec().unwrap()).unwrap());
+    let content = |n: i32| {
+        let text = format!("please call before the ritual begins ({n})");
+        doc! {"_id": n, "name": format!("devotee {n}"), "paid": n % 3 == 0, "notes": text}
+            .to_vec()
+            .unwrap()
+    };
+    let put = |store: Store, from: i32, to: i32| async move {
+        let bodies: Vec<_> = (from..to).map(|n| (key(n), content(n))).collect();
+        let done = store.call(move |c| {
+            bodies
+                .iter()
+                .try_for_each(|(key, body)| base::put(c, key, Some(body)))
+        });
+        done.await.unwrap();
+    };
+    let length = |store: Store, n: i32| async move {
+        let sql = "SELECT length(body) FROM base WHERE key = ?";
+        let row = store.call(move |c| c.query_row(sql, [key(n).as_bytes()], |r| r.get(0)));
+        row.await.unwrap()
+    };
+    let store = Store::open(dir.path()).unwrap();
+    put(store.clone(), 0, 5000).await;
+    let alone: usize = length(store.clone(), 0).await;
+    // Training is on its way.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(90);
+    let together = loop {
+        put(store.clone(), 5000, 5001).await;
+        let together: usize = length(store.clone(), 5000).await;
+        if together * 10 < alone * 7 || std::time::Instant::now() > deadline {
+            break together;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert!(together * 10 < alone * 7, "{together} bytes, alone {alone}");
+    // All of it can be read, by the next run as well.
+    let read = |store: Store| async move {
+        for n in [0, 4999, 5000] {
+            let found = store.call(move |c| base::get(c, &key(n))).await.unwrap();
+            assert_eq!(found, Some(content(n)));
+        }
+    };
+    read(store.clone()).await;
+    drop(store);
+    let next = loop {
+        // The lock goes with the last handle, which training may hold.
+        match Store::open(dir.path()) {
+            Err(StoreError::Locked(_)) => tokio::task::yield_now().await,
+            opened => break opened.unwrap(),
+        }
+    };
+    read(next).await;
 }
