@@ -4,10 +4,7 @@
 # MONGODB_LOCAL_URL and MONGODB_CLOUD_URL. State: the volume /var/lib/sangam. The root file system
 # may be read-only (`--read-only --tmpfs /run/sangam:uid=10840,gid=10840`).
 FROM rust:1.95.0-slim-bookworm AS build
-# SQLite and zstd are compiled from their bundled sources.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev \
-    && rm -rf /var/lib/apt/lists/*
+# It has a C compiler, too: SQLite, zstd and ring are compiled from the sources in their crates.
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY config config
@@ -25,6 +22,9 @@ RUN target="$(rustc -vV | sed -n 's/^host: //p')" \
 FROM scratch
 # Root certificates are compiled in; a private CA is named by tlsCAFile in the URI.
 COPY --from=build /out /
+LABEL org.opencontainers.image.title="Sangam" \
+      org.opencontainers.image.description="Keeps a local MongoDB database and one in the cloud equal, both ways" \
+      org.opencontainers.image.licenses="Apache-2.0"
 USER 10840:10840
 WORKDIR /var/lib/sangam
 VOLUME /var/lib/sangam

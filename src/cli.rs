@@ -9,6 +9,7 @@ mod config;
 mod conflicts;
 mod doctor;
 mod init;
+mod lone;
 mod plan;
 mod progress;
 mod resolve;
@@ -20,6 +21,7 @@ mod verify;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use owo_colors::OwoColorize;
@@ -180,9 +182,14 @@ pub struct InitArgs {
     /// Name of this place
     #[arg(long, value_name = "NAME")]
     pub site: Option<String>,
-    /// Make the local server a replica set of one, if it waits to become one
+    /// Make the local server a replica set of one. Of a standalone server, say what to change in
+    /// its configuration, wait until it was restarted, and make it one then
     #[arg(long)]
     pub initiate: bool,
+    /// How long to wait for that restart, such as 10m [default: until Ctrl-C at a terminal, else
+    /// not at all]
+    #[arg(long, value_name = "DURATION", requires = "initiate", value_parser = humantime::parse_duration)]
+    pub wait: Option<Duration>,
     /// Write it even if the local database can't be used
     #[arg(long)]
     pub force: bool,

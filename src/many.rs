@@ -1,7 +1,8 @@
 //! Resolving many conflicts: by filter, and by the rules of `auto-resolve`.
 //!
 //! Open conflicts are taken from the store in pages, a few at a time, so that ten thousand of them
-//! need no more memory than ten.
+//! need no more memory than ten. Whoever wants to see how far it is takes them in slices, by `max`
+//! and `after`; what is left open does not come up again then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +42,8 @@ pub struct Selection {
     pub kind: Option<Kind>,
     /// At most so many.
     pub max: Option<u64>,
+    /// Only those behind this one, in the order of their ids.
+    pub after: Option<ObjectId>,
 }
 
 /// What became of one conflict.
@@ -67,6 +70,9 @@ pub struct Many {
     pub failed: u64,
     /// One by one, the first thousand.
     pub results: Vec<One>,
+    /// `after` for going on, if `max` ended it before the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 impl Many {
@@ -115,7 +121,7 @@ pub async fn resolve_many(
     };
     let mut many = Many::default();
     let mut left = selection.max.unwrap_or(u64::MAX);
-    let mut after = vec![];
+    let mut after = selection.after.map_or(vec![], |id| id.bytes().to_vec());
     while left > 0 {
         let limit = PAGE.min(usize::try_from(left).unwrap_or(PAGE));
         let (from, wanted, kind) = (after.clone(), namespaces.clone(), selection.kind);
@@ -126,6 +132,9 @@ pub async fn resolve_many(
         let Some(last) = page.last() else { break };
         after = last.to_vec();
         left -= page.len() as u64;
+        if left == 0 {
+            many.next = Some(ObjectId::from_bytes(*last).to_hex());
+        }
         let mut done = futures::stream::iter(page)
             .map(|id| {
                 let (shared, how) = (shared.clone(), how.clone());

@@ -134,6 +134,61 @@ fn alerts_and_dashboard_name_only_metrics_that_exist() {
         for name in named {
             assert!(samples.contains(name), "{file}: there is no metric {name}");
         }
+        // `name{label="value"}`, apart from the labels that Prometheus adds.
+        let written = written.replace("\\\"", "\"");
+        for (before, rest) in written
+            .match_indices('{')
+            .map(|(at, _)| written.split_at(at))
+        {
+            let name = before.rsplit(|c| !is_name(c)).next().unwrap();
+            let labels = rest[1..].split('}').next().unwrap();
+            for label in labels.split(',').map(str::trim) {
+                let exact = label.split_once("=\"").filter(|(key, _)| {
+                    key.chars().all(is_name) && !["job", "instance"].contains(key)
+                });
+                if name.starts_with("sangam_") && exact.is_some() {
+                    let has = |l: &str| l.starts_with(&format!("{name}{{")) && l.contains(label);
+                    assert!(text.lines().any(has), "{file}: {name} never has {label}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_for_grafana_can_be_imported_for_any_number_of_sites() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/monitoring/grafana.json");
+    let board: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(
+        board["id"],
+        serde_json::Value::Null,
+        "an id is given by Grafana"
+    );
+    let panels = board["panels"].as_array().unwrap();
+    let mut ids = BTreeSet::new();
+    let mut cells = BTreeSet::new();
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{panel}");
+        let place = |what: &str| panel["gridPos"][what].as_u64().unwrap();
+        assert!(place("x") + place("w") <= 24, "{panel}");
+        for x in place("x")..place("x") + place("w") {
+            for y in place("y")..place("y") + place("h") {
+                assert!(cells.insert((x, y)), "lies over another: {panel}");
+            }
+        }
+        let targets = panel["targets"].as_array();
+        assert!(panel["type"] == "row" || targets.is_some_and(|t| !t.is_empty()));
+        for target in targets.into_iter().flatten() {
+            let expr = target["expr"].as_str().unwrap();
+            assert_eq!(
+                expr.matches("sangam_").count(),
+                expr.matches("{job=\"$job\",instance=~\"$instance\"")
+                    .count(),
+                "not of the chosen sites alone: {expr}"
+            );
+        }
+        assert_eq!(panel["datasource"]["uid"].as_str(), Some("${datasource}"));
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, SOON, World, wait_until};
@@ -221,12 +222,33 @@ async fn ten_thousand_open_conflicts_stay_quick() {
         .await
         .unwrap();
     assert_eq!(auto.body["skipped"], 9500, "{}", auto.body["results"][0]);
+    assert!(auto.body.get("next").is_none(), "there is nothing behind");
+    in_slices(&daemon).await;
     let grown = memory(&daemon).saturating_sub(before);
     println!(
         "all listed {listed:?}, a page of 50 {page:?}, 500 resolved {bulk:?}, 9500 looked at by auto-resolve {:?}, {grown} KiB more",
         began.elapsed()
     );
     assert!(grown < 150 * 1024, "{grown} KiB");
+}
+
+/// What is left open in one slice does not come up in the next one.
+async fn in_slices(daemon: &Daemon) {
+    let mut seen = BTreeSet::new();
+    let mut body = json!({"max": 10});
+    for _ in 0..3 {
+        let path = "/api/sync/conflicts/auto-resolve";
+        let answer = daemon.post(path, body.clone()).await.unwrap();
+        for one in answer.body["results"].as_array().unwrap() {
+            let id = one["conflict_id"].as_str().unwrap().to_owned();
+            assert!(seen.insert(id), "seen twice: {one}");
+        }
+        body["after"] = answer.body["next"].clone();
+    }
+    assert_eq!(seen.len(), 30);
+    let nonsense = json!({"after": "behind the moon"});
+    let answer = daemon.post("/api/sync/conflicts/auto-resolve", nonsense);
+    assert_eq!(answer.await.unwrap().status, 400);
 }
 
 /// How many records the server reads from `conflict_logs` to find what is asked meanwhile.

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -13,7 +14,7 @@ use mongodb::bson::doc;
 use sangam::mongod::{MongoServer, ServerOptions};
 use sangam::process::Child;
 
-fn init(dir: &Path, args: &[&str]) -> Output {
+fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sangam"));
     for name in ["MONGODB_LOCAL_URL", "MONGODB_CLOUD_URL", "DATABASE_NAME"] {
         command.env_remove(name);
@@ -23,7 +24,11 @@ fn init(dir: &Path, args: &[&str]) -> Output {
         .arg("init")
         .args(args)
         .stdin(Stdio::null());
-    command.output().unwrap()
+    command
+}
+
+fn init(dir: &Path, args: &[&str]) -> Output {
+    command(dir, args).output().unwrap()
 }
 
 fn text(output: &Output) -> String {
@@ -86,25 +91,11 @@ async fn init_makes_a_replica_set_of_one_if_told_to() {
     let args = ["--database", "d", "--local", &uri, "--initiate"];
     let told = init(&place, &args);
     assert_eq!(told.status.code(), Some(69));
-    assert!(text(&told).contains("replSetName: rs0"), "{}", text(&told));
+    assert!(text(&told).contains("--replSet rs0"), "{}", text(&told));
+    assert!(!text(&told).contains("keyFile"), "{}", text(&told));
 
     // Started as told, it only waits for the word.
-    let process = Path::new("/proc").join(alone.pid().unwrap().to_string());
-    let program = std::fs::read_link(process.join("exe")).unwrap();
-    let line = std::fs::read_to_string(process.join("cmdline")).unwrap();
-    let line: Vec<&str> = line.trim_end_matches('\0').split('\0').skip(1).collect();
-    alone.kill9().unwrap();
-    let mut command = Command::new(program);
-    command
-        .args(line)
-        .args(["--replSet", "rs0"])
-        .stdout(Stdio::null());
-    let _waiting = Child::spawn(&mut command).unwrap();
-    wait_until(SOON, "mongod listens", async || {
-        let reached = tokio::net::TcpStream::connect(alone.address()).await;
-        reached.map(|_| ()).map_err(|e| e.to_string())
-    })
-    .await;
+    let _waiting = start_again(&mut alone, &["--replSet", "rs0"]).await;
     let untold = init(&place, &["--database", "d", "--local", &uri]);
     assert_eq!(untold.status.code(), Some(69));
     assert!(
@@ -114,7 +105,104 @@ async fn init_makes_a_replica_set_of_one_if_told_to() {
     );
     let told = init(&place, &["--database", "d", "--local", &uri, "--initiate"]);
     assert!(told.status.success(), "{}", text(&told));
-    let client = mongodb::Client::with_uri_str(&uri).await.unwrap();
+    takes_writes(&uri).await;
+}
+
+/// An administrator at work: what `init` says is done to the letter while it waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn init_says_what_to_change_and_waits_for_the_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, place) = (dir.path().join("mongod.conf"), dir.path().join("place"));
+    std::fs::create_dir(&place).unwrap();
+    let replication = "replication:\n  oplogSizeMB: 64\n";
+    let security = "security:\n  authorization: enabled\n";
+    std::fs::write(&config, format!("{replication}{security}")).unwrap();
+    let options = ServerOptions {
+        set_name: None,
+        auth: Some(("root".into(), "planted".into())),
+        extra_args: vec!["--config".into(), config.display().to_string()],
+        ..ServerOptions::default()
+    };
+    let mut alone = MongoServer::start_with(&dir.path().join("data"), options)
+        .await
+        .unwrap();
+    let nobody = format!("mongodb://{}/?replicaSet=rs0", alone.address());
+    let refused = init(
+        &place,
+        &["--database", "d", "--local", &nobody, "--initiate"],
+    );
+    assert_eq!(refused.status.code(), Some(69));
+    let why = "give the address with its administrator's name and password";
+    assert!(text(&refused).contains(why), "{}", text(&refused));
+
+    let uri = format!(
+        "mongodb://root:planted@{}/?authSource=admin&replicaSet=rs0",
+        alone.address()
+    );
+    let args = ["--database", "d", "--local", &uri, "--initiate", "--wait"];
+    let mut waiting = command(&place, &args)
+        .arg("5m")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(waiting.stdout.take().unwrap()).lines();
+    let said: Vec<String> = lines
+        .by_ref()
+        .map(Result::unwrap)
+        .take_while(|line| !line.contains("Waiting for the restart"))
+        .collect();
+    let said = said.join("\n");
+    assert!(said.contains(config.to_str().unwrap()), "{said}");
+    assert!(
+        said.contains("replication:      # is there already"),
+        "{said}"
+    );
+    assert!(said.contains("openssl rand -base64 756"), "{said}");
+    let named = |what: &str| {
+        let found = said.lines().find(|l| l.trim().starts_with(what));
+        found
+            .unwrap_or_else(|| panic!("no {what} in {said}"))
+            .trim()
+    };
+    let (set, key_file) = (named("replSetName:"), named("keyFile:"));
+    // Where this test may write.
+    let key = dir.path().join("key");
+    let key_file = key_file.replace("/etc/mongod.keyfile", key.to_str().unwrap());
+    std::fs::write(&key, "as good as any random text").unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o400)).unwrap();
+    let changed = format!("{replication}  {set}\n{security}  {key_file}\n");
+    std::fs::write(&config, changed).unwrap();
+    let _restarted = start_again(&mut alone, &[]).await;
+
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    let rest = rest.join("\n");
+    assert!(waiting.wait().unwrap().success(), "{rest}");
+    assert!(rest.contains("is now the replica set rs0"), "{rest}");
+    assert!(!(said + &rest).contains("planted"), "R23");
+    assert!(place.join("sangam.toml").exists());
+    takes_writes(&uri).await;
+}
+
+/// Ends a server and starts it anew with the same arguments and these.
+async fn start_again(server: &mut MongoServer, more: &[&str]) -> Child {
+    let process = Path::new("/proc").join(server.pid().unwrap().to_string());
+    let program = std::fs::read_link(process.join("exe")).unwrap();
+    let line = std::fs::read_to_string(process.join("cmdline")).unwrap();
+    let line: Vec<&str> = line.trim_end_matches('\0').split('\0').skip(1).collect();
+    server.kill9().unwrap();
+    let mut command = Command::new(program);
+    command.args(line).args(more).stdout(Stdio::null());
+    let child = Child::spawn(&mut command).unwrap();
+    wait_until(SOON, "mongod listens", async || {
+        let reached = tokio::net::TcpStream::connect(server.address()).await;
+        reached.map(|_| ()).map_err(|e| e.to_string())
+    })
+    .await;
+    child
+}
+
+async fn takes_writes(uri: &str) {
+    let client = mongodb::Client::with_uri_str(uri).await.unwrap();
     wait_until(SOON, "it takes writes", async || {
         let written = client
             .database("d")

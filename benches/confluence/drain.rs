@@ -251,3 +251,19 @@ pub(crate) async fn far(table: &mut Table, scale: f64) {
         Target::Below(1.5),
     );
 }
+
+/// A backlog of ten times the size, in a collection of ten times the size.
+pub(crate) async fn growth(table: &mut Table, scale: f64) {
+    let mut rates = Vec::new();
+    for count in [20_000.0, 200_000.0] {
+        let count = (count * scale) as usize;
+        let world = World::with_oplogs("growth", 2048).await;
+        rates.push(drain(&world, count, Duration::ZERO, false).await.flowing);
+    }
+    table.ratio(
+        "drain of ten times as many, documents a second from the first one on",
+        rates[1],
+        rates[0],
+        Target::AtLeast(0.9),
+    );
+}

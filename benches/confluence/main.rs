@@ -1,7 +1,7 @@
 //! How fast, as ratios in one run, on real servers with the real daemon.
 //!
 //! `cargo bench --bench confluence` runs all cases and prints a table; names after `--` choose some,
-//! `--scale 0.1` makes every case a tenth of its size. Nothing is asserted about time: the table
+//! `--scale 0.1` makes every case a tenth of its size, `--svg FILE` draws what has a target. Nothing is asserted about time: the table
 //! says `ok` or `not ok` beside each target.
 
 #![allow(clippy::unwrap_used, reason = "the harness is that of the tests")]
@@ -19,7 +19,7 @@ mod whole;
 
 use table::Table;
 
-const CASES: [&str; 11] = [
+const CASES: [&str; 12] = [
     "drain",
     "stamped",
     "edits",
@@ -29,6 +29,7 @@ const CASES: [&str; 11] = [
     "wire",
     "idle",
     "backlog",
+    "growth",
     "first",
     "reconcile",
 ];
@@ -43,6 +44,7 @@ async fn main() {
     }
     let mut chosen = Vec::new();
     let mut scale = 1.0;
+    let mut picture = None;
     let mut args = args.into_iter().filter(|a| a != "--bench");
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -52,6 +54,7 @@ async fn main() {
                     .and_then(|s| s.parse().ok())
                     .expect("--scale takes a number");
             }
+            "--svg" => picture = Some(args.next().expect("--svg takes a file")),
             name if CASES.contains(&name) => chosen.push(name.to_owned()),
             other => {
                 eprintln!("no case is called {other}; there are {}", CASES.join(", "));
@@ -74,10 +77,14 @@ async fn main() {
             "far" => drain::far(&mut table, scale).await,
             "wire" => cost::wire(&mut table, scale).await,
             "idle" => cost::idle(&mut table, scale).await,
+            "growth" => drain::growth(&mut table, scale).await,
             "first" => whole::first(&mut table, scale).await,
             "reconcile" => whole::reconcile(&mut table, scale).await,
             _ => cost::backlog(&mut table, scale).await,
         }
     }
     table.print();
+    if let Some(file) = picture {
+        std::fs::write(file, table.svg()).expect("the picture can be written");
+    }
 }

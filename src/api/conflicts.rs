@@ -85,6 +85,10 @@ pub(super) struct BulkBody {
     #[serde(default)]
     #[schema(minimum = 0, maximum = 1_000_000)]
     max: Option<u64>,
+    /// Go on behind this conflict: `next` of the answer before.
+    #[serde(default)]
+    #[schema(pattern = "^[0-9a-fA-F]{24}$")]
+    after: Option<String>,
     #[serde(default)]
     dry_run: bool,
 }
@@ -98,6 +102,10 @@ pub(super) struct AutoBody {
     #[serde(default)]
     #[schema(minimum = 0, maximum = 1_000_000)]
     max: Option<u64>,
+    /// Go on behind this conflict: `next` of the answer before.
+    #[serde(default)]
+    #[schema(pattern = "^[0-9a-fA-F]{24}$")]
+    after: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize, utoipa::ToSchema)]
@@ -143,6 +151,14 @@ fn most(max: Option<u64>) -> Result<Option<u64>, ApiError> {
         ))),
         max => Ok(max),
     }
+}
+
+fn behind(after: Option<&str>) -> Result<Option<ObjectId>, ApiError> {
+    let parse = |text| {
+        ObjectId::parse_str(text)
+            .map_err(|_| bad("after must be the id of a conflict, 24 hex digits"))
+    };
+    after.map(parse).transpose()
 }
 
 /// Conflicts, newest first
@@ -262,7 +278,7 @@ pub(super) async fn resolve_many(
 ) -> Answer<Many> {
     let body: BulkBody = body_of(
         body,
-        "{\"strategy\", \"collection\"?, \"kind\"?, \"notes\"?, \"max\"?, \"dryRun\"?}",
+        "{\"strategy\", \"collection\"?, \"kind\"?, \"notes\"?, \"max\"?, \"after\"?, \"dryRun\"?}",
     )
     .await?;
     if body.collection.is_none() && body.kind.is_none() {
@@ -288,6 +304,7 @@ pub(super) async fn resolve_many(
         collection: body.collection,
         kind: body.kind,
         max: most(body.max)?,
+        after: behind(body.after.as_deref())?,
     };
     let handle = dispatcher.handle().clone();
     without_limit(async move { handle.resolve_many(selection, request).await })
@@ -304,12 +321,13 @@ pub(super) async fn auto_resolve(
     Extension(caller): Extension<Caller>,
     body: Body,
 ) -> Answer<Many> {
-    let body: AutoBody = body_of(body, "{\"max\"?, \"collection\"?} or empty").await?;
+    let body: AutoBody = body_of(body, "{\"max\"?, \"after\"?, \"collection\"?} or empty").await?;
     tracing::info!(by = caller.name, max = body.max, "API auto-resolve");
     let selection = Selection {
         collection: body.collection,
         kind: None,
         max: most(body.max)?,
+        after: behind(body.after.as_deref())?,
     };
     let handle = dispatcher.handle().clone();
     without_limit(async move {

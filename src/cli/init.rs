@@ -9,31 +9,31 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bson::{Document, doc};
-use mongodb::options::ClientOptions;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde_json::json;
 
+use super::lone;
 use super::{Failure, InitArgs, Output};
 use crate::config::{Config, redact_uri};
 use crate::decide::Side;
 use crate::doctor::rights;
-use crate::failure::{Class, Failure as Trouble, Reason};
+use crate::failure::Failure as Trouble;
 use crate::side::Endpoint;
 
 /// For reaching a server.
-const PATIENCE: Duration = Duration::from_secs(8);
+pub(super) const PATIENCE: Duration = Duration::from_secs(8);
 /// Name of a replica set that is made here, where mongod was not told another.
-const SET: &str = "rs0";
+pub(super) const SET: &str = "rs0";
 
 /// Talks to the person at the terminal, if there is one.
-struct Talk {
-    asks: bool,
+pub(super) struct Talk {
+    /// Whether there is somebody to answer.
+    pub(super) asks: bool,
     output: Output,
 }
 
 impl Talk {
-    fn say(&self, text: &str) {
+    pub(super) fn say(&self, text: &str) {
         if !self.output.json {
             // A closed terminal is no reason to stop.
             let _ = writeln!(anstream::stdout().lock(), "{text}");
@@ -60,7 +60,7 @@ impl Talk {
         Some(if line.is_empty() { default } else { line }.to_owned())
     }
 
-    fn yes(&self, question: &str) -> bool {
+    pub(super) fn yes(&self, question: &str) -> bool {
         self.ask(&format!("{question} (yes/no)"), "no")
             .is_some_and(|answer| {
                 answer.eq_ignore_ascii_case("yes") || answer.eq_ignore_ascii_case("y")
@@ -168,11 +168,8 @@ async fn server(
         ))?;
         let secret = SecretString::from(uri.clone());
         let mut outcome = look(side, &secret).await;
-        if let Err(trouble) = &outcome
-            && side == Side::Local
-            && let Some(state) = lone(&secret).await
-        {
-            outcome = adopt(talk, state, args, &secret, trouble.clone()).await?;
+        if outcome.is_err() && side == Side::Local {
+            outcome = lone::adopt(talk, args, &secret, outcome).await;
         }
         let shown = redact_uri(&secret);
         match outcome {
@@ -200,105 +197,10 @@ async fn server(
     }
 }
 
-async fn look(side: Side, uri: &SecretString) -> Result<String, Trouble> {
+/// The replica set that answers there.
+pub(super) async fn look(side: Side, uri: &SecretString) -> Result<String, Trouble> {
     let endpoint = Endpoint::connect_as("sangam init", side, uri, PATIENCE).await?;
     Ok(endpoint.hello().await?.set_name)
-}
-
-/// A server that is no member of a replica set (yet).
-struct Lone {
-    database: mongodb::Database,
-    host: String,
-    /// The set it was started for, and waits to be told of.
-    waits_for: Option<String>,
-    config_file: Option<String>,
-}
-
-/// Asks that very server, whatever set it should belong to; `None` if it belongs to one, or is away.
-async fn lone(uri: &SecretString) -> Option<Lone> {
-    let mut options = ClientOptions::parse(uri.expose_secret()).await.ok()?;
-    options.hosts.truncate(1);
-    options.direct_connection = Some(true);
-    options.repl_set_name = None;
-    options.server_selection_timeout = Some(PATIENCE);
-    let host = options.hosts.first()?.to_string();
-    let database = mongodb::Client::with_options(options)
-        .ok()?
-        .database("admin");
-    let hello = database.run_command(doc! {"hello": 1}).await.ok()?;
-    if hello.contains_key("setName") {
-        return None;
-    }
-    let started = database
-        .run_command(doc! {"getCmdLineOpts": 1})
-        .await
-        .unwrap_or_default();
-    let parsed = started.get_document("parsed").cloned().unwrap_or_default();
-    let replication = parsed
-        .get_document("replication")
-        .cloned()
-        .unwrap_or_default();
-    let set = replication
-        .get_str("replSet")
-        .or(replication.get_str("replSetName"));
-    Some(Lone {
-        database,
-        host,
-        waits_for: set.ok().map(str::to_owned),
-        config_file: parsed.get_str("config").ok().map(str::to_owned),
-    })
-}
-
-/// Makes it a replica set of one, if told to.
-async fn adopt(
-    talk: &Talk,
-    server: Lone,
-    args: &InitArgs,
-    uri: &SecretString,
-    trouble: Trouble,
-) -> Result<Result<String, Trouble>, Failure> {
-    let Some(set) = server.waits_for else {
-        let file = server
-            .config_file
-            .unwrap_or_else(|| "/etc/mongod.conf".into());
-        talk.say(&format!(
-            "  {} is a standalone server. Sangam needs a replica set (of one server is enough). Add to {file}:\n\n      \
-             replication:\n        replSetName: {SET}\n\n  then: systemctl restart mongod, and run this again with --initiate.",
-            server.host
-        ));
-        return Ok(Err(Trouble::offline(Reason::NotAReplicaSet).of(Side::Local)));
-    };
-    let told = args.initiate
-        || talk.yes(&format!(
-            "{} waits to become the replica set {set}. Make it one?",
-            server.host
-        ));
-    if !told {
-        talk.say(&format!(
-            "  {} waits to become the replica set {set}: --initiate makes it one.",
-            server.host
-        ));
-        return Ok(Err(trouble));
-    }
-    let member: Document = doc! {"_id": 0, "host": &server.host};
-    let command = doc! {"replSetInitiate": {"_id": &set, "members": [member]}};
-    if let Err(error) = server.database.run_command(command).await {
-        return Ok(Err(Trouble::from(&error).of(Side::Local)));
-    }
-    talk.say(&format!("  {} is now the replica set {set}.", server.host));
-    // It elects itself within seconds.
-    let mut last = trouble;
-    for _ in 0..30 {
-        match look(Side::Local, uri).await {
-            Ok(set) => return Ok(Ok(set)),
-            Err(trouble) if matches!(trouble.class, Class::Offline(_) | Class::Transient) => {
-                last = trouble
-            }
-            Err(trouble) => return Ok(Err(trouble)),
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    Ok(Err(last))
 }
 
 /// A text in TOML.

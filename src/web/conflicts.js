@@ -1,18 +1,20 @@
 // The conflicts: a list that stays quick with ten thousand, and a way to settle many alike at once.
 
-import { page, post } from "./api.js";
+import { get, page, post } from "./api.js";
 import { ask, count, fill, h, number, time, toast } from "./dom.js";
 import { may, state } from "./state.js";
 import { KINDS, STRATEGIES, kind, settled } from "./words.js";
 import { label } from "./values.js";
 
 const PAGE = 50;
+/// So many are settled by one request: an answer comes within seconds, however many there are.
+const SLICE = 200;
 const kept = { resolved: "false", kind: "", collection: "" };
 
 const field = (id, name, input) => h("div", { class: "field" }, h("label", { for: id }, name), input);
 
 export function conflicts(main) {
-  let items = [], total = 0, next = null, ended = false, asked = 0, collections = [];
+  let items = [], total = 0, next = null, ended = false, asked = 0, collections = [], known = [], busy = false;
   const select = (id, name, options) => field(id, name, h("select", { id, onchange: (e) => { kept[id] = e.target.value; load(); } },
     options.map(([value, text]) => h("option", { value, selected: kept[id] === value }, text))));
   const collection = h("select", { id: "collection", onchange: (e) => { kept.collection = e.target.value; load(); } });
@@ -35,9 +37,9 @@ export function conflicts(main) {
     const word = { false: "open conflict", true: "settled conflict", "": "conflict" }[kept.resolved];
     sub.textContent = total ? `${count(total, word)}, newest first` : "";
     const open = total > 0 && kept.resolved === "false";
-    simple.disabled = !may("operate") || !open;
+    simple.disabled = busy || !may("operate") || !open;
     more.hidden = !next;
-    const names = [...new Set([...collections, ...items.map((c) => c.collection)])].sort();
+    const names = [...new Set([...known, ...collections, ...items.map((c) => c.collection)])].sort();
     if (names.length !== collections.length || !collection.options.length) {
       collections = names;
       collection.replaceChildren(h("option", { value: "" }, "any"), ...names.map((n) => h("option", { value: n, selected: n === kept.collection }, n)));
@@ -57,6 +59,8 @@ export function conflicts(main) {
   }
 
   function renderBulk(open) {
+    // What is at work stays as it is, though the list gets shorter meanwhile.
+    if (busy) return;
     const narrow = kept.kind || kept.collection;
     const documents = !["collection_dropped", "mass_delete"].includes(kept.kind);
     fill(bulk, [open && total, kept.kind, kept.collection, documents], () => {
@@ -77,17 +81,32 @@ export function conflicts(main) {
       const go = h("button", { type: "button", class: "main", onclick: async () => {
         if (!(await ask(`Settle ${count(total, "conflict")}?`, [`“${STRATEGIES[choice.value][0]}” for all ${what}.`, "What is not kept stays on record, and each can be taken back."], "Settle them"))) return;
         await work(go, async () => {
-          const r = await post("/api/sync/conflicts/resolve", body(false));
-          toast(`${count(r.resolved, "conflict")} settled${r.skipped + r.failed ? `, ${number(r.skipped + r.failed)} stay open` : ""}.`);
-          load();
+          const r = await slices("/api/sync/conflicts/resolve", body(false), go);
+          toast(`${count(r.resolved, "conflict")} settled${r.skipped + r.failed ? `, ${number(r.skipped + r.failed)} stay open` : ""}.${r.rest}`);
         });
       } }, `Settle all ${number(total)}`);
       return h("section", { class: "bulk" }, h("h2", {}, `Settle all ${what}`), h("div", { class: "filters" }, field("bulk", "In this way", choice), preview, go), says);
     });
   }
 
+  /// One slice after the other; leaving the page stops behind the one at work.
+  async function slices(path, body, button) {
+    const of = total, sum = { resolved: 0, skipped: 0, failed: 0, rest: "" };
+    let after;
+    do {
+      const r = await post(path, { ...body, max: SLICE, ...(after && { after }) });
+      for (const name of ["resolved", "skipped", "failed"]) sum[name] += r[name];
+      const done = sum.resolved + sum.skipped + sum.failed;
+      button.textContent = `${number(done)}${done <= of ? ` of ${number(of)}` : ""}…`;
+      after = r.next;
+    } while (after && !ended);
+    if (after) sum.rest = " The others wait, since you left the page.";
+    return sum;
+  }
+
   async function work(button, run) {
     const name = button.textContent;
+    busy = true;
     button.disabled = true;
     button.textContent = "Working…";
     try {
@@ -95,17 +114,18 @@ export function conflicts(main) {
     } catch (error) {
       toast(error.message);
     }
+    busy = false;
     button.disabled = false;
     button.textContent = name;
+    if (!ended) load();
   }
 
   async function auto() {
     const text = ["Sangam settles those that have one sensible answer: a value that is free again, a new account made an hour ago, a clearly newer version.", "What is not kept stays on record, and each can be taken back."];
     if (!(await ask("Settle the simple ones?", text, "Settle them"))) return;
     await work(simple, async () => {
-      const r = await post("/api/sync/conflicts/auto-resolve", {});
-      toast(`${count(r.resolved, "conflict")} settled, ${number(r.skipped + r.failed)} left for you.`);
-      load();
+      const r = await slices("/api/sync/conflicts/auto-resolve", {}, simple);
+      toast(`${count(r.resolved, "conflict")} settled, ${number(r.skipped + r.failed)} left for you.${r.rest}`);
     });
   }
 
@@ -138,5 +158,10 @@ export function conflicts(main) {
     if (items.length <= PAGE) soon = setTimeout(() => load(), 600);
   });
   load();
+  // Also those whose conflicts are further down; without an answer, those that were seen do.
+  get("/api/sync/collections").then((all) => {
+    known = all.map((c) => c.collection);
+    if (!ended) shown();
+  }, () => {});
   return () => { ended = true; stop(); clearTimeout(soon); };
 }

@@ -13,6 +13,8 @@ const AXE = modules.resolve("axe-core/axe.min.js");
 const [, , address, token] = process.argv;
 const shots = process.env.SANGAM_SHOTS;
 const started = Date.now();
+/// Of the 10,000 conflicts, so many are settled; SANGAM_SETTLE=10000 for all of them.
+const SETTLED = Number(process.env.SANGAM_SETTLE ?? 450);
 
 const answers = readline.createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 async function wish(what, more = {}) {
@@ -115,6 +117,14 @@ try {
   await wish("heal");
   await says("All 40 documents are in both places");
   await wish("equal");
+
+  step("the button that only checks asks the real thing");
+  await page.getByRole("button", { name: "Check only" }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Check" }).click();
+  await page.locator(".toast", { hasText: "Both places are equal." }).waitFor();
+  await page.locator(".more", { hasText: "proven equal" }).or(page.locator("#sentence", { hasText: "proven equal" })).first().waitFor();
+  const proof = (await wish("status")).lastProof;
+  assert.ok(proof, "the daemon remembers the proof");
 
   step("a conflict appears by itself");
   await page.getByRole("button", { name: "Pause" }).click();
@@ -231,9 +241,11 @@ try {
   await page.getByRole("button", { name: "Pause" }).click();
   await page.getByRole("dialog").getByRole("button", { name: "Pause" }).click();
   await says("Syncing is paused");
-  const many = (v) => Array.from({ length: 10000 }, (_, i) => ({ _id: i, name: `Visitor ${i}`, seat: v }));
-  await wish("insert", { side: "local", coll: "seats", docs: many("here") });
-  await wish("insert", { side: "remote", coll: "seats", docs: many("there") });
+  const many = (n, v) => Array.from({ length: n }, (_, i) => ({ _id: i, name: `Visitor ${i}`, seat: v }));
+  for (const [side, v] of [["local", "here"], ["remote", "there"]]) {
+    await wish("insert", { side, coll: "rooms", docs: many(SETTLED, v) });
+    if (SETTLED < 10000) await wish("insert", { side, coll: "seats", docs: many(10000 - SETTLED, v) });
+  }
   await page.getByRole("button", { name: "Resume" }).click();
   await page.getByRole("link", { name: /^Conflicts/ }).click();
   await page.getByText("10,000 open conflicts").waitFor({ timeout: 60000 });
@@ -249,6 +261,18 @@ try {
   await page.getByText("Of the first 200: 200 would be settled").waitFor();
   await accessible(page, "many conflicts");
   await shot(page, "conflicts-many");
+
+  step("many are settled in one go, and it is seen how far it is");
+  const settling = Date.now();
+  const settled = SETTLED.toLocaleString("en-GB");
+  await page.getByLabel("Collection").selectOption("rooms");
+  await page.getByRole("button", { name: `Settle all ${settled}` }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Settle them" }).click();
+  await page.getByRole("button", { name: new RegExp(`^[1-9][0-9,]* of ${settled}`) }).waitFor();
+  await shot(page, "conflicts-settling");
+  await page.locator(".toast", { hasText: `${settled} conflicts settled.` }).waitFor({ timeout: 600000 });
+  await page.getByText("None of this sort").waitFor();
+  step(`${settled} were settled in ${Date.now() - settling} ms`);
 
   assert.deepEqual(problems, [], problems.join("\n"));
   step("done");
