@@ -141,6 +141,9 @@ pub struct Status {
     pub is_syncing: bool,
     /// Whether the remote is configured at all.
     pub is_configured: bool,
+    /// Which of several daemons on this pair works; `null` without high availability.
+    #[serde(default)]
+    pub ha: Option<crate::lease::Standing>,
     /// Whether `pause` is in force.
     pub is_paused: bool,
     /// Whether local changes are being captured.

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::conflicts::id_json;
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, PAUSED, Reason};
+use crate::failure::{Class, Failure, PAUSED, Reason, STANDBY};
 use crate::order::{self, Rank};
 use crate::progress::Meter;
 use crate::settle::store_failed;
@@ -38,7 +38,9 @@ impl From<Failure> for CommandError {
                 Self::LocalAway(failure.to_string())
             }
             Class::Offline(_) => Self::Offline(failure.to_string()),
-            _ if failure.code == Some(PAUSED) => Self::Refused(failure.to_string()),
+            _ if matches!(failure.code, Some(PAUSED | STANDBY)) => {
+                Self::Refused(failure.to_string())
+            }
             _ => Self::Failed(failure.to_string()),
         }
     }
@@ -89,6 +91,7 @@ impl Handle {
         if config.remote_uri.is_none() {
             return Err(CommandError::NotConfigured);
         }
+        self.takes_orders()?;
         self.not_paused()?;
         let mut only = Vec::new();
         for name in &collections {
@@ -256,6 +259,7 @@ impl Handle {
             is_online: link.is_online(),
             is_syncing: shared.in_flight.load(Ordering::Relaxed) > 0 || shared.runs.is_owned(),
             is_configured: settings.config.remote_uri.is_some(),
+            ha: shared.lease().map(|lease| lease.standing()),
             is_paused: shared.paused.load(Ordering::Relaxed),
             is_capturing: self.is_capturing(),
             is_following: shared.follows() && shared.streams_open(Side::Remote),
@@ -349,6 +353,14 @@ impl Handle {
         self.set_paused(false).await
     }
 
+    /// Of several daemons only the one that works takes orders; the error names it.
+    pub(crate) fn takes_orders(&self) -> Result<(), CommandError> {
+        match self.shared.lease().filter(|_| self.shared.stands_by()) {
+            Some(lease) => Err(CommandError::Refused(lease.refusal())),
+            None => Ok(()),
+        }
+    }
+
     fn not_paused(&self) -> Result<(), CommandError> {
         match self.shared.paused.load(Ordering::Relaxed) {
             true => Err(CommandError::Refused(
@@ -359,6 +371,7 @@ impl Handle {
     }
 
     async fn set_paused(&self, paused: bool) -> Result<(), CommandError> {
+        self.takes_orders()?;
         self.shared.store.set_meta("paused", paused).await?;
         self.shared.paused.store(paused, Ordering::Relaxed);
         self.shared.wake.notify_one();
@@ -374,6 +387,7 @@ impl Handle {
             if shared.settings().config.remote_uri.is_none() {
                 return Err(CommandError::NotConfigured);
             }
+            handle.takes_orders()?;
             handle.not_paused()?;
             handle.wait_online().await?;
             if shared.runs.is_owned() {
@@ -390,6 +404,7 @@ impl Handle {
     pub async fn adopt(&self, mode: Mode, who: &str) -> Result<SyncRun, CommandError> {
         let (handle, who) = (self.clone(), who.to_owned());
         let task = tokio::spawn(async move {
+            handle.takes_orders()?;
             handle.wait_online().await?;
             adopt::adopt(&handle.shared, mode, &who).await
         });
@@ -406,6 +421,7 @@ impl Handle {
 
     /// Mends what the last verify found.
     pub async fn repair(&self) -> Result<verify::Report, CommandError> {
+        self.takes_orders()?;
         self.reach().await?;
         verify::repair(&self.shared).await
     }
@@ -446,6 +462,10 @@ impl Handle {
             (
                 "remote.uri",
                 same(&now.config.remote_uri, &config.remote_uri),
+            ),
+            (
+                "ha.enabled",
+                now.config.ha.enabled == config.ha.enabled && now.config.ha.name == config.ha.name,
             ),
             ("fields", now.config.fields == config.fields),
             (

@@ -22,7 +22,7 @@
 //! what only looks: [`verify`], [`plan`], over an [`extent`]; which side is right: [`adopt`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
-//! [`probe`], [`identity`];
+//! [`probe`], [`identity`]; which of several daemons writes: [`lease`];
 //! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`], [`bundle`];
@@ -61,6 +61,7 @@ pub mod handle;
 pub mod history;
 pub mod identity;
 pub mod key;
+pub mod lease;
 pub mod lift;
 pub mod link;
 pub mod log;

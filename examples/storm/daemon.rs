@@ -15,6 +15,8 @@ use sangam::process::{Child, describe, free_port};
 /// What differs between daemons.
 pub struct Setup {
     pub site: usize,
+    /// Which of several daemons of the site; `None` without high availability.
+    pub peer: Option<usize>,
     pub local_uri: String,
     pub remote_uri: String,
     pub state_dir: PathBuf,
@@ -23,6 +25,14 @@ pub struct Setup {
     /// Whether remote changes come by its stream, or by timestamp and by comparisons.
     pub follow: bool,
     pub env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// For files.
+    fn label(&self) -> String {
+        let peer = self.peer.map_or(String::new(), |n| format!("-{n}"));
+        format!("site{}{peer}", self.site)
+    }
 }
 
 /// A daemon; killed when dropped.
@@ -45,7 +55,7 @@ impl Daemon {
     pub fn start(program: &Path, dir: &Path, setup: Setup) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let toml = toml(dir, &setup, &listen);
-        std::fs::write(dir.join(format!("site{}.toml", setup.site)), toml)?;
+        std::fs::write(dir.join(format!("{}.toml", setup.label())), toml)?;
         let child = launch(program, dir, &setup)?;
         let api = ApiConfig {
             listen,
@@ -160,6 +170,12 @@ impl Daemon {
         Ok(self.client.get("/api/sync/status").await?)
     }
 
+    /// Whether it is the one that works, of those of its site.
+    pub async fn works(&self) -> bool {
+        let asked = tokio::time::timeout(Duration::from_secs(1), self.status()).await;
+        asked.is_ok_and(|s| s.is_ok_and(|s| s.ha.is_none_or(|ha| ha.role == "holder")))
+    }
+
     /// Waits until it captures local changes.
     pub async fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(90);
@@ -180,7 +196,7 @@ impl Daemon {
 
     /// Its log.
     pub fn log(&self) -> PathBuf {
-        self.dir.join(format!("site{}.log", self.setup.site))
+        self.dir.join(format!("{}.log", self.setup.label()))
     }
 
     /// Bytes in the state folder.
@@ -214,7 +230,7 @@ fn command(program: &Path, dir: &Path, setup: &Setup) -> Command {
     }
     command
         .arg("--config")
-        .arg(dir.join(format!("site{}.toml", setup.site)))
+        .arg(dir.join(format!("{}.toml", setup.label())))
         .current_dir(dir)
         .envs(setup.env.iter().map(|(name, value)| (name, value)));
     command
@@ -224,7 +240,7 @@ fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
-        .open(dir.join(format!("site{}.log", setup.site)))?;
+        .open(dir.join(format!("{}.log", setup.label())))?;
     let mut command = command(program, dir, setup);
     command
         .arg("run")
@@ -247,7 +263,8 @@ fn toml(dir: &Path, setup: &Setup, listen: &str) -> String {
     } = setup;
     // What a pull can't see comes with the next comparison, which must not be tomorrow's.
     let reconcile = if *follow { "24h" } else { "4s" };
-    let control = dir.join(format!("control{site}"));
+    let control = dir.join(format!("control-{}", setup.label()));
+    let (ha, name) = (setup.peer.is_some(), setup.label());
     let rules = super::writers::RULES.map(|(field, rule)| format!("{field} = \"{rule}\"\n"));
     let rules = rules.concat();
     format!(
@@ -281,6 +298,9 @@ file = {control:?}
 [api]
 listen = "{listen}"
 socket = ""
+[ha]
+enabled = {ha}
+name = "{name}"
 [log]
 level = "info,sangam=debug"
 "#

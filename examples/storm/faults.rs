@@ -216,14 +216,24 @@ pub async fn break_processes(
 
 /// Whether the fault could happen here.
 async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Result<bool> {
-    let site = rng.random_range(0..targets.daemons.len());
+    let several = targets.daemons.len() > targets.locals.len();
+    let mut site = rng.random_range(0..targets.daemons.len());
+    if several && rng.random_bool(0.6) {
+        // The one that works is the one whose end matters.
+        for (n, daemon) in targets.daemons.iter().enumerate() {
+            if daemon.works().await {
+                site = n;
+            }
+        }
+    }
     let remote = rng.random_bool(0.4);
     let node: usize = rng.random_range(0..6);
     let daemon = &mut targets.daemons[site];
     match kind {
         Kind::KillDaemon => {
             daemon.kill9()?;
-            pause(rng, 0..1500).await;
+            let away = absence(rng.random_bool(0.5) && several, 0..1500);
+            pause(rng, away).await;
         }
         Kind::KillTwice => {
             daemon.kill9()?;
@@ -234,7 +244,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
         }
         Kind::StopDaemon => {
             daemon.signal("STOP")?;
-            pause(rng, 50..4000).await;
+            let away = absence(rng.random_bool(0.7) && several, 50..4000);
+            pause(rng, away).await;
             daemon.signal("CONT")?;
         }
         Kind::EndDaemon => daemon.terminate().await?,
@@ -269,7 +280,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
             wrong[node % wrong.len()].set(rng.random_range(-most..=most))?;
         }
         _ => {
-            let cluster = match targets.locals.get_mut(site) {
+            let local = site % targets.locals.len();
+            let cluster = match targets.locals.get_mut(local) {
                 Some(local) if !remote => local,
                 _ => &mut *targets.remote,
             };
@@ -294,7 +306,8 @@ async fn roll_over(
         }
     }
     let with_server = rng.random_bool(0.3);
-    let local = here.then_some(&mut targets.locals[site]);
+    let of_site = site % targets.locals.len();
+    let local = here.then_some(&mut targets.locals[of_site]);
     let mut all = true;
     for cluster in local.into_iter().chain(far.then_some(&mut *targets.remote)) {
         if with_server {
@@ -308,6 +321,11 @@ async fn roll_over(
             .unwrap_or(false);
     }
     Ok(all)
+}
+
+/// How long a daemon is away, in ms: usually short, or long enough for another one to take over.
+fn absence(long: bool, short: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    if long { 9_000..16_000 } else { short }
 }
 
 async fn strike_cluster(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
 use mongodb::{Client, Database};
@@ -137,15 +137,16 @@ impl Scene {
 
         let (mut links, mut daemons) = (Vec::new(), Vec::new());
         let mut state_disk = true;
-        for site in 0..plan.sites {
+        for n in 0..plan.sites * plan.peers {
+            let (site, peer) = (n / plan.peers, n % plan.peers);
             let remote_uri = if plan.remote_nodes == 1 {
                 links.push(FaultLink::open(remote.nodes[0].address()).await?);
-                links[site].uri()
+                links[n].uri()
             } else {
                 // The driver finds the members past any proxy.
                 remote.uri()
             };
-            let state_dir = dir.join(format!("state{site}"));
+            let state_dir = dir.join(format!("state{n}"));
             let disk = SmallDisk::mount(state_dir.clone(), 48)?;
             state_disk &= disk.is_some();
             disks.extend(disk);
@@ -158,6 +159,7 @@ impl Scene {
             }
             let setup = Setup {
                 site,
+                peer: (plan.peers > 1).then_some(peer),
                 local_uri: locals[site].uri(),
                 remote_uri,
                 state_dir,
@@ -189,7 +191,7 @@ impl Scene {
             while daemon.wait_ready().await.is_err() {
                 // A failpoint may strike before the storm does.
                 daemon.look_after()?;
-                anyhow::ensure!(Instant::now() < deadline, "a daemon doesn't get ready");
+                ensure!(Instant::now() < deadline, "a daemon doesn't get ready");
             }
         }
         let ledger = scene.ledger.clone();
@@ -314,11 +316,22 @@ impl Scene {
 
     async fn observe(&self) -> Result<Observed> {
         let mut seen = Observed::default();
+        let mut working = 0;
         for daemon in &self.daemons {
             let status = daemon.status().await?;
+            if status.ha.as_ref().is_some_and(|ha| ha.role != "holder") {
+                // What is in conflict waits in its queue, too, for whoever works.
+                continue;
+            }
+            working += 1;
             seen.outbox += status.pending_documents;
             seen.inbox += status.pending_inbox;
         }
+        ensure!(
+            working == self.locals.len(),
+            "{working} daemons work at {} sites",
+            self.locals.len()
+        );
         for local in &self.local_dbs {
             seen.locals.push(documents(local).await?);
         }

@@ -21,6 +21,8 @@ pub enum Profile {
     Sites,
     /// Three servers on both sides.
     Replicas,
+    /// Three local servers with a daemon each, of which one works.
+    Ha,
 }
 
 /// Whatever is not a fault or a writer and can be left out to find the smallest history that fails.
@@ -35,6 +37,8 @@ pub struct Plan {
     pub local_nodes: usize,
     pub remote_nodes: usize,
     pub sites: usize,
+    /// Daemons at each site.
+    pub peers: usize,
     pub oplog_mb: u32,
     pub policy: &'static str,
     pub stamp: bool,
@@ -66,6 +70,7 @@ impl Plan {
             Profile::Replica if three_local => (3, 1),
             Profile::Replica => (1, 3),
             Profile::Replicas => (3, 3),
+            Profile::Ha => (3, 1),
             _ => (1, 1),
         };
         let sites = match profile {
@@ -96,12 +101,14 @@ impl Plan {
             local_nodes,
             remote_nodes,
             sites,
+            peers: if profile == Profile::Ha { 3 } else { 1 },
             oplog_mb: 4,
             policy,
             stamp,
             restart,
             chaos,
-            clocks: if wrong && !left("wrong_clocks") {
+            // Members of one set whose clocks are days apart are not what a lease can stand.
+            clocks: if wrong && profile != Profile::Ha && !left("wrong_clocks") {
                 clocks
             } else {
                 vec![]

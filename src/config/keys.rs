@@ -169,6 +169,8 @@ pub(super) static KEYS: &[Key] = &[
     key(&["queue", "max_bytes"], Kind::Size { min: MIB }),
     key(&["queue", "min_free_disk"], Kind::Size { min: 0 }),
     key(&["control", "file"], Kind::Text { empty: true }),
+    key(&["ha", "enabled"], Kind::Bool),
+    key(&["ha", "name"], Kind::Text { empty: true }),
     key(&["api", "listen"], Kind::Listen),
     Key {
         secret: true,

@@ -92,7 +92,7 @@ export function overview(main) {
     sync.textContent = busy === "sync" ? "Syncing…" : "Sync now";
     mend.textContent = busy === "reconcile" ? "Comparing…" : "Compare and mend";
     if (verify) verify.textContent = busy === "verify" ? "Checking…" : "Check only";
-    for (const b of [sync, mend, verify]) if (b) b.disabled = busy !== "" || !may("operate") || !s.isOnline || s.isPaused;
+    for (const b of [sync, mend, verify]) if (b) b.disabled = busy !== "" || !may("operate") || !s.isOnline || s.isPaused || s.ha?.role === "standby";
     pause.disabled = !may("operate") || busy === "pause";
     fill(notices, s.notices, () => s.notices.length > 0 && h("section", { class: "notice", "aria-label": "Please note" }, h("ul", {}, s.notices.map((n) => h("li", {}, upper(n))))));
     renderPlaces(s, o);
