@@ -23,6 +23,7 @@ use crate::lease::{self, Lease};
 use crate::link::Link;
 use crate::loss::Losses;
 use crate::metrics::Metrics;
+use crate::order::{Class, Order};
 use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
@@ -141,6 +142,8 @@ pub struct Settings {
     /// Collections whose events the servers are asked to leave out: ours, and those that are excluded
     /// by their plain name. Globs are matched here.
     pub unwatched: Vec<String>,
+    /// Which collections go first, and which last.
+    pub order: Order,
     include: GlobSet,
     exclude: GlobSet,
 }
@@ -168,10 +171,12 @@ impl Settings {
         let plain = |g: &&String| !g.contains(['*', '?', '[', '{', '.', '\\']);
         let mut unwatched: Vec<_> = OWN_COLLECTIONS.iter().map(ToString::to_string).collect();
         unwatched.extend(config.sync.exclude.iter().filter(plain).cloned());
+        let order = Order::new(&config.link.first, &config.link.last);
         Self {
             config,
             sync_fields,
             unwatched,
+            order,
             include,
             exclude,
         }
@@ -293,6 +298,19 @@ impl Shared {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The known collections by rank, best first; halted ones are left out.
+    pub fn classes(&self) -> Vec<Class> {
+        let settings = self.settings();
+        // Names are looked up only where some go before others.
+        if settings.order.is_level() {
+            return settings.order.classes([]);
+        }
+        let mut known = self.store.namespaces();
+        let halted = lock(&self.halted);
+        known.retain(|(n, _)| !halted.contains(n));
+        settings.order.classes(known)
     }
 
     /// Takes a new configuration.
