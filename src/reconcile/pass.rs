@@ -35,7 +35,7 @@ const AT_ONCE: usize = 4;
 const ASKED_AT_ONCE: usize = 8;
 
 /// While more documents than this wait in a queue, nothing is compared: they would only fill the disk.
-const WAITING: u64 = 20_000;
+const WAITING: u32 = 20_000;
 
 /// A collection whose queue does not move for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
