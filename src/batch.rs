@@ -157,12 +157,19 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
             state: State::Look,
         });
     }
+    // Of several daemons, one that stands by settles what is equal and leaves the rest where it is.
+    let withheld = shared.withholds();
+    // What the last holder did may not have been seen here yet: believe nothing.
+    let careful = withheld || shared.lease().is_some_and(|l| l.legacy().is_open());
     for look in 0..LOOKS {
         if items.iter().all(|i| i.state != State::Look) {
             break;
         }
-        read::read(shared, &mut items, look > 0).await?;
-        let planned = decide_all(shared, &settings, &mut items).await?;
+        read::read(shared, &mut items, look > 0 || careful).await?;
+        let planned = decide_all(shared, &settings, &mut items, withheld).await?;
+        if withheld {
+            break;
+        }
         if !planned.is_empty() {
             write_all(shared, &settings, &mut items, planned).await?;
         }
@@ -173,6 +180,9 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
         .filter(|i| i.state == State::Look)
         .map(|i| i.work)
         .collect();
+    if withheld {
+        return settle::withhold(shared, left).await;
+    }
     settle::put_back(shared, left, delay_of_attempt(&settings.config.retry, 1)).await
 }
 
@@ -181,6 +191,7 @@ async fn decide_all(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &mut [Item],
+    withheld: bool,
 ) -> Result<Vec<Planned>, Failure> {
     let mut settlements: Vec<Settlement> = Vec::new();
     let mut planned = Vec::new();
@@ -188,6 +199,9 @@ async fn decide_all(
     for (i, item) in items.iter_mut().enumerate() {
         if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
             continue;
+        }
+        if !withheld {
+            inherit(shared, settings, item, &mut settlements);
         }
         let local = item
             .local
@@ -258,6 +272,8 @@ async fn decide_all(
                 settlements.push(settlement);
                 item.state = State::Done;
             }
+            // It may be over before this daemon has to put it on record.
+            Decision::Hold(_) if withheld => {}
             Decision::Hold(clash) => {
                 let found = found(item, &clash);
                 settlements.push(Settlement::Held {
@@ -319,6 +335,45 @@ fn settle_intent(
         now: actual.map(Cow::into_owned),
     });
     true
+}
+
+/// What the daemon wrote that held the lease before is what both sides have agreed on, as with an
+/// intent of our own. (Only one side needs to be asked: where both hold what it wrote, they agree.)
+fn inherit(
+    shared: &Shared,
+    settings: &Settings,
+    item: &mut Item,
+    settlements: &mut Vec<Settlement>,
+) {
+    let Some(legacy) = shared.lease().map(|l| l.legacy()).filter(|l| l.is_open()) else {
+        return;
+    };
+    if !item.remote_known {
+        return;
+    }
+    let ns = (item.ns.db.as_str(), item.ns.coll.as_str());
+    let written = legacy.take(ns, &item.work.key, item.work.base.as_deref());
+    for (side, found) in [(Side::Remote, &item.remote), (Side::Local, &item.local)] {
+        let content = found.as_deref().map(|d| strip(d, &settings.sync_fields));
+        let is_base = content.as_deref() == item.work.base.as_deref();
+        if !is_base && written.holds(side, content.as_deref()) {
+            let base = content.map(Cow::into_owned);
+            item.work.left = None;
+            item.work.base.clone_from(&base);
+            settlements.push(Settlement::Landed {
+                work: item.work.claim_only(),
+                intent: Intent {
+                    side,
+                    new: None,
+                    digest: None,
+                    base_after: base,
+                    fields: None,
+                    epoch: shared.store.epoch(),
+                },
+            });
+            return;
+        }
+    }
 }
 
 /// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may

@@ -141,6 +141,9 @@ pub struct Status {
     pub is_syncing: bool,
     /// Whether the remote is configured at all.
     pub is_configured: bool,
+    /// Which of several daemons on this pair works; `null` without high availability.
+    #[serde(default)]
+    pub ha: Option<crate::lease::Standing>,
     /// Whether `pause` is in force.
     pub is_paused: bool,
     /// Whether local changes are being captured.
@@ -253,7 +256,7 @@ pub struct Queue {
     pub outbox: u64,
     /// Documents in the inbox, held ones included.
     pub inbox: u64,
-    /// The oldest entries, as many as asked for.
+    /// The entries that go next (by the order of collections, else the oldest), as many as asked for.
     pub entries: Vec<QueueEntry>,
 }
 

@@ -13,7 +13,8 @@ use mongodb::bson::{RawBson, RawDocument, RawDocumentBuf, cstr, doc};
 use crate::config::FieldNames;
 
 /// Sangam's own collections in the local database, which are never synced.
-pub const OWN_COLLECTIONS: [&str; 3] = ["conflict_logs", "sync_logs", "sync_config"];
+pub const OWN_COLLECTIONS: [&str; 4] =
+    ["conflict_logs", "sync_logs", "sync_config", "sangam_lease"];
 
 /// How a document differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -71,6 +71,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// Control file.
     pub control_file: Option<PathBuf>,
+    /// Several daemons on one pair.
+    pub ha: HaConfig,
     /// HTTP API.
     pub api: ApiConfig,
     /// Who is told what, and the heartbeat.
@@ -207,6 +209,15 @@ pub struct QueueConfig {
     pub max_bytes: u64,
     /// Free space (bytes) on its file system that is never touched.
     pub min_free_disk: u64,
+}
+
+/// `[ha]`
+#[derive(Clone, Debug)]
+pub struct HaConfig {
+    /// Whether other daemons may run on the same pair, of which one works.
+    pub enabled: bool,
+    /// How this one is called.
+    pub name: String,
 }
 
 /// `[api]`

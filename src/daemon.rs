@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::handle::Handle;
+use crate::lease::Lease;
 use crate::overrides::Overrides;
 use crate::retry::Retry;
 use crate::settle::store_failed;
@@ -22,8 +23,8 @@ use crate::shared::Shared;
 use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
-    adopt, disk, halt, history, identity, loss, probe, pull, reconcile, recorder, ruling, schema,
-    stamp, tail, tell, watermark, worker,
+    adopt, disk, halt, history, identity, lease, loss, probe, pull, reconcile, recorder, ruling,
+    schema, stamp, tail, tell, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -85,6 +86,12 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         .map_err(|f| DaemonError::Refused(format!("local.uri can't be used: {f}")))?;
     let shared = Shared::new(config, store, Arc::new(local), CancellationToken::new());
     shared.local.journal.get_or_init(|| shared.store.clone());
+    if shared.settings().config.ha.enabled {
+        let me = own_id(&shared.store).await?;
+        let settings = shared.settings();
+        let local = Arc::downgrade(&shared.local);
+        shared.set_lease(Lease::new(&settings.config, me, local));
+    }
     if let Some(aside) = shared.store.put_aside() {
         let text = format!(
             "the state file was damaged and put aside as {}; everything is compared anew, nothing is lost",
@@ -112,6 +119,17 @@ pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
     Ok(Daemon {
         handle: Handle::new(Arc::new(shared)),
     })
+}
+
+/// By this a daemon knows its own lease again after a restart.
+async fn own_id(store: &Store) -> Result<String, StoreError> {
+    const NAME: &str = "lease_holder";
+    if let Some(known) = store.get_meta(NAME).await? {
+        return Ok(known);
+    }
+    let new = bson::oid::ObjectId::new().to_hex();
+    store.set_meta(NAME, new.clone()).await?;
+    Ok(new)
 }
 
 /// Forgets the databases the state was made with: the next start takes them as they are, and makes
@@ -153,6 +171,8 @@ impl Daemon {
             let db = db.clone();
             task!("capture", move |s| tail::run(s, Side::Local, db.clone()));
         }
+        task!("lease", lease::run);
+        task!("sides", lease::adopt_sides);
         task!("recorder", recorder::run);
         task!("stamper", stamp::run);
         task!("probe", probe::run);
@@ -196,6 +216,7 @@ impl Daemon {
             while tasks.join_next().await.is_some() {}
         })
         .await;
+        lease::hand_over(&shared).await;
         verdict
     }
 }

@@ -4,8 +4,10 @@ use bson::RawDocumentBuf;
 use mongodb::ClientSession;
 
 use crate::content;
+use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::guard::{self, Form, Stamp, Verdict, Write};
+use crate::lease::{Lease, legacy};
 use crate::raw::Writer;
 use crate::side::{Endpoint, deadline};
 
@@ -106,12 +108,34 @@ async fn attempt(
     fields: Fields<'_>,
 ) -> Result<Verdict, (Failure, bool)> {
     let before = |f: Failure| (f, false);
+    let lease = endpoint.lease.get();
+    let pass = lease.map(|l| l.begin(endpoint.side)).transpose();
+    let pass = pass.map_err(before)?;
+    let _turn = match lease {
+        Some(lease) => {
+            let announced = announce(lease, endpoint.side, writes).await;
+            // Nothing was sent, and it says nothing of this side.
+            let class = Class::Transient;
+            announced.map_err(|f| {
+                before(Failure {
+                    class,
+                    answered: true,
+                    ..f
+                })
+            })?;
+            Some(lease.turn(endpoint.side).await)
+        }
+        None => None,
+    };
     endpoint.end_leftovers().await.map_err(before)?;
     let mut open = endpoint.session().await.map_err(before)?;
     let outcome = transact(endpoint, &mut open.session, writes, fields).await;
     // Unanswered, it may still be open: the record stays until `end_leftovers`.
     let over = outcome.as_ref().err().is_none_or(|(f, _)| f.answered);
     if over {
+        if let Some(pass) = pass {
+            pass.answered();
+        }
         endpoint.end_session(&open).await.map_err(before)?;
     }
     outcome
@@ -134,6 +158,10 @@ async fn transact(
         Writes::Exact(writes) => statements(endpoint, session, writes, sync_fields, stamp).await,
         Writes::Guarded(writes) => guarded(endpoint, session, writes, (sync_fields, stamp)).await,
     };
+    let outcome = match (outcome, endpoint.lease.get()) {
+        (Ok(Verdict::Done), Some(lease)) => fence(endpoint, session, lease).await,
+        (outcome, _) => outcome,
+    };
     match outcome {
         Ok(Verdict::Done) => {}
         Ok(verdict) => {
@@ -150,6 +178,38 @@ async fn transact(
         .await
         .map_err(|e| (endpoint.failure(&e), true))?;
     Ok(Verdict::Done)
+}
+
+/// The last statement: as of now nobody else has taken over, and until the commit nobody can.
+async fn fence(
+    endpoint: &Endpoint,
+    session: &mut ClientSession,
+    lease: &Lease,
+) -> Result<Verdict, Failure> {
+    if lease.is_unfenced() {
+        return Ok(Verdict::Done);
+    }
+    let (db, statement) = lease.fence_statement();
+    match reply(endpoint, session, db, statement).await? {
+        (None, 1) => Ok(Verdict::Done),
+        _ => Err(Failure::standby()),
+    }
+}
+
+async fn announce(lease: &Lease, side: Side, writes: Writes<'_>) -> Result<(), Failure> {
+    match writes {
+        Writes::Exact(writes) => {
+            for (ns, write) in writes {
+                legacy::announce(lease, side, *ns, std::iter::once(*write)).await?;
+            }
+        }
+        Writes::Guarded(writes) => {
+            for (ns, writes) in writes {
+                legacy::announce(lease, side, *ns, writes.iter().map(|(w, _)| *w)).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The server drops an abandoned transaction by itself; this only does it sooner.

@@ -1,6 +1,7 @@
 //! Test-only crash points and mutations; in a release build nothing of it is there.
 //!
 //! `SANGAM_FAILPOINT=name:probability[,name:probability]` aborts the process at named points;
+//! `SANGAM_SUSPEND=name:FILE` suspends it there when the file appears.
 //! `SANGAM_MUTATION=name` takes one rule of the contract away, so that the tests can be seen to fail.
 
 #[cfg(debug_assertions)]
@@ -13,6 +14,9 @@ pub struct Failpoints {
     points: HashMap<String, f64>,
     #[cfg(debug_assertions)]
     mutation: String,
+    /// Where to suspend the process, and the file whose presence asks for it.
+    #[cfg(debug_assertions)]
+    suspend: Option<(String, std::path::PathBuf)>,
 }
 
 impl Failpoints {
@@ -31,6 +35,9 @@ impl Failpoints {
             Self {
                 points,
                 mutation: std::env::var("SANGAM_MUTATION").unwrap_or_default(),
+                suspend: std::env::var("SANGAM_SUSPEND")
+                    .ok()
+                    .and_then(|s| Some((s.split_once(':')?.0.into(), s.split_once(':')?.1.into()))),
             }
         }
         #[cfg(not(debug_assertions))]
@@ -45,6 +52,22 @@ impl Failpoints {
         {
             eprintln!("failpoint {_name}");
             std::process::abort();
+        }
+    }
+
+    /// Suspends the process here, as SIGSTOP would, once for each time that the file is put there.
+    pub fn suspend(&self, _name: &str) {
+        #[cfg(debug_assertions)]
+        if let Some((name, file)) = &self.suspend
+            && name == _name
+            && std::fs::remove_file(file).is_ok()
+        {
+            let me = rustix::process::getpid();
+            if let Err(error) = rustix::process::kill_process(me, rustix::process::Signal::STOP) {
+                eprintln!("failpoint {_name}: {error}");
+            }
+            // Another thread may be the one that takes the signal; this one must not get ahead of it.
+            std::thread::sleep(std::time::Duration::from_millis(300));
         }
     }
 

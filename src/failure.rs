@@ -141,7 +141,7 @@ impl std::fmt::Display for Failure {
             }
             Class::Offline(reason) => f.write_str(reason.message()),
             _ => match self.code {
-                Some(PAUSED) | None => f.write_str(&self.what),
+                Some(PAUSED | STANDBY) | None => f.write_str(&self.what),
                 Some(code) => write!(f, "{} (code {code})", self.what),
             },
         }
@@ -181,6 +181,19 @@ impl Failure {
             answered: true,
             side: None,
             what: "paused meanwhile; `sangam resume` goes on".into(),
+        }
+    }
+
+    /// Another daemon holds the lease, so nothing was sent.
+    pub fn standby() -> Self {
+        Self {
+            class: Class::Transient,
+            code: Some(STANDBY),
+            answered: true,
+            side: None,
+            what:
+                "this daemon stands by: another one holds the lease, or nobody does at the moment"
+                    .into(),
         }
     }
 
@@ -228,6 +241,9 @@ impl Failure {
 
 /// Our own, beside the server's: told to pause.
 pub const PAUSED: i32 = -1;
+
+/// Our own, too: another daemon may write, this one may not.
+pub const STANDBY: i32 = -2;
 
 /// The server's `Unauthorized`.
 pub const UNAUTHORIZED: i32 = 13;

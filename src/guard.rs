@@ -15,10 +15,11 @@ use crate::config::FieldNames;
 use crate::content;
 use crate::failure::{Class, Failure, class_of_code};
 use crate::key::{Id, Key};
+use crate::lease::{AT_WORK, legacy};
 use crate::raw::{self, Writer, index_name};
 use crate::side::{Endpoint, MAX_TIME};
-pub(crate) use statement::refusal;
 use statement::{delete_statement, fields_stage, query, whole_stages};
+pub(crate) use statement::{refusal, timely};
 
 /// Most bytes of statements in one command.
 const COMMAND_BYTES: usize = 4 << 20;
@@ -28,6 +29,9 @@ const HUGE: usize = 7 << 20;
 
 /// The server's `ConversionFailure`: what our guard raises.
 const GUARD_FAILED: i32 = 241;
+
+/// `$size` of what is no array: what a statement raises that comes after its fence.
+const LATE: i32 = 17124;
 
 /// One document to be brought from what we have seen to what it shall be.
 #[derive(Clone, Debug, PartialEq)]
@@ -196,16 +200,42 @@ pub async fn write(
         verdicts: vec![Verdict::Unknown { late: false }; writes.len()],
         failure: None,
     };
+    let fence = endpoint.fence();
+    if let Some(lease) = endpoint.lease.get() {
+        let all = writes.iter().map(|(w, _)| *w);
+        if let Err(failure) = legacy::announce(lease, endpoint.side, (db, coll), all).await {
+            // Nothing was sent, and it says nothing of this side.
+            let class = Class::Transient;
+            outcome.failure = Some(Failure {
+                class,
+                answered: true,
+                ..failure
+            });
+            return outcome;
+        }
+    }
+    // An `insert` can't say up to when it may begin.
+    let fenced: Vec<(&Write, &Form)>;
+    let writes = match fence {
+        Some(_) => {
+            fenced = writes
+                .iter()
+                .map(|(w, f)| (*w, fenced_form(w, f)))
+                .collect();
+            &fenced
+        }
+        None => writes,
+    };
     let most = endpoint.command_bytes(COMMAND_BYTES);
     for kind in [Kind::Delete, Kind::Update, Kind::Insert] {
-        let mut batch = Batch::new(kind, coll);
+        let mut batch = Batch::new(kind, coll, fence);
         for (i, (write, form)) in writes.iter().enumerate() {
             if Kind::of(form) != Some(kind) {
                 continue;
             }
             batch.push(i, write, form, sync_fields, stamp);
             if batch.bytes() >= most {
-                let full = std::mem::replace(&mut batch, Batch::new(kind, coll));
+                let full = std::mem::replace(&mut batch, Batch::new(kind, coll, fence));
                 full.send(endpoint, db, &mut outcome).await;
             }
         }
@@ -220,6 +250,17 @@ pub async fn write(
         }
     }
     outcome
+}
+
+/// The form of a write that has to carry a fence.
+fn fenced_form<'a>(write: &Write, form: &'a Form) -> &'a Form {
+    match (form, &write.new) {
+        (Form::Insert, Some(new)) if new.len() > HUGE || content::has_duplicates(new) => {
+            &Form::Exact
+        }
+        (Form::Insert, _) => &Form::Create,
+        (form, _) => form,
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -281,6 +322,8 @@ struct Batch {
     w: Writer,
     /// Index of each statement's write.
     order: Vec<usize>,
+    /// Up to when the statements may begin. None within a transaction, which is fenced as a whole.
+    fence: Option<i64>,
 }
 
 impl Batch {
@@ -292,16 +335,18 @@ impl Batch {
             kind,
             w,
             order: vec![],
+            fence: None,
         }
     }
 
-    fn new(kind: Kind, coll: &str) -> Self {
+    fn new(kind: Kind, coll: &str, fence: Option<i64>) -> Self {
         let mut w = Writer::new();
         let (verb, list) = kind.words();
         w.str(verb, coll).bool("ordered", false);
+        let most = fence.map_or(MAX_TIME, |_| AT_WORK);
         w.i32(
             "maxTimeMS",
-            i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"),
+            i32::try_from(most.as_millis()).expect("a few seconds"),
         );
         w.open("writeConcern").str("w", "majority").close();
         w.open_array(list);
@@ -309,6 +354,7 @@ impl Batch {
             kind,
             w,
             order: vec![],
+            fence,
         }
     }
 
@@ -332,7 +378,7 @@ impl Batch {
             }
             (Form::Delete, _) => {
                 self.w.open(name);
-                delete_statement(&mut self.w, write, sync_fields);
+                delete_statement(&mut self.w, write, sync_fields, self.fence);
                 self.w.close();
             }
             (_, Some(new)) => {
@@ -341,9 +387,13 @@ impl Batch {
                 self.w.open_array("u");
                 match (form, &write.expect) {
                     (Form::Fields(_), Some(expect)) => {
-                        fields_stage(&mut self.w, &write.id, expect, new, stamp)
+                        let with = (stamp, self.fence);
+                        fields_stage(&mut self.w, &write.id, expect, new, with)
                     }
-                    _ => whole_stages(&mut self.w, write, new, sync_fields, stamp),
+                    _ => {
+                        let with = (stamp, self.fence);
+                        whole_stages(&mut self.w, write, new, sync_fields, with)
+                    }
                 }
                 self.w.close().bool("upsert", true).close();
             }
@@ -373,7 +423,7 @@ impl Batch {
                         Verdict::Unknown { late: false }
                     };
                 }
-                let mut errors = 0;
+                let (mut errors, mut late) = (0, false);
                 for e in reply
                     .get_array("writeErrors")
                     .map(Vec::as_slice)
@@ -388,7 +438,11 @@ impl Batch {
                         continue;
                     };
                     outcome.verdicts[*i] = verdict_of(e);
+                    late |= e.get_i32("code").is_ok_and(|code| code == LATE);
                     errors += 1;
+                }
+                if let Some(lease) = endpoint.lease.get().filter(|_| late) {
+                    lease.was_late(endpoint.side);
                 }
                 if self.kind == Kind::Delete
                     && n + errors < i32::try_from(self.order.len()).unwrap_or(i32::MAX)
@@ -435,6 +489,8 @@ pub fn verdict_of(e: &Document) -> Verdict {
                 collation: e.get_document("collation").cloned().ok(),
             }))
         }
+        // Not written, and what is there was not even looked at.
+        LATE => Verdict::Unknown { late: false },
         _ if class_of_code(code) == Class::Transient => Verdict::Unknown { late: false },
         _ => Verdict::Rejected {
             code,

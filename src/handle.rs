@@ -17,11 +17,12 @@ use crate::config::Config;
 use crate::conflicts::id_json;
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, PAUSED, Reason};
+use crate::failure::{Class, Failure, PAUSED, Reason, STANDBY};
+use crate::order::{self, Rank};
 use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
-use crate::store::{self, StoreError, queue, records};
+use crate::store::{self, StoreError, lanes, queue, records};
 use crate::{adopt, plan, pull, reconcile, recorder, runs, tail, verify, vitals, watermark};
 
 /// A running daemon, as the API, the control file and the signals see it. Cheap to clone.
@@ -37,7 +38,9 @@ impl From<Failure> for CommandError {
                 Self::LocalAway(failure.to_string())
             }
             Class::Offline(_) => Self::Offline(failure.to_string()),
-            _ if failure.code == Some(PAUSED) => Self::Refused(failure.to_string()),
+            _ if matches!(failure.code, Some(PAUSED | STANDBY)) => {
+                Self::Refused(failure.to_string())
+            }
             _ => Self::Failed(failure.to_string()),
         }
     }
@@ -88,6 +91,7 @@ impl Handle {
         if config.remote_uri.is_none() {
             return Err(CommandError::NotConfigured);
         }
+        self.takes_orders()?;
         self.not_paused()?;
         let mut only = Vec::new();
         for name in &collections {
@@ -255,6 +259,7 @@ impl Handle {
             is_online: link.is_online(),
             is_syncing: shared.in_flight.load(Ordering::Relaxed) > 0 || shared.runs.is_owned(),
             is_configured: settings.config.remote_uri.is_some(),
+            ha: shared.lease().map(|lease| lease.standing()),
             is_paused: shared.paused.load(Ordering::Relaxed),
             is_capturing: self.is_capturing(),
             is_following: shared.follows() && shared.streams_open(Side::Remote),
@@ -294,36 +299,43 @@ impl Handle {
         Ok(recorder::logs(&self.shared, limit).await?)
     }
 
-    /// The oldest `limit` waiting documents.
+    /// The first `limit` waiting documents, in the order in which they go: the oldest, or by the order
+    /// of their collections, and then those that are held.
     pub async fn queue(&self, limit: u32) -> Result<Queue, CommandError> {
         let shared = &self.shared;
         let settings = shared.settings();
+        let classes = shared.classes();
         let (listed, outbox, inbox) = shared
             .store
             .call(move |c| {
                 Ok((
-                    queue::list(c, limit)?,
+                    lanes::list(c, limit, &classes)?,
                     queue::counts(c, Side::Local)?.all,
                     queue::counts(c, Side::Remote)?.all,
                 ))
             })
             .await?;
-        let mut entries: Vec<QueueEntry> = listed
+        let by_age = settings.order.is_level();
+        let mut entries: Vec<_> = listed
             .into_iter()
             .map(|(side, key, id, at, held, reason)| {
                 let (db, coll) = shared.store.namespace_name(key.ns()).unwrap_or_default();
-                QueueEntry {
+                let rank = settings.order.rank(&db, &coll);
+                let place = (held.is_some() && !by_age, rank, at);
+                let entry = QueueEntry {
                     queue: queue::table(side).into(),
                     collection: settings.display(&db, &coll),
                     id: id_json(&id),
                     since: time(at),
                     state: held.unwrap_or_else(|| "waiting".into()),
                     reason,
-                }
+                };
+                (place, entry)
             })
             .collect();
-        entries.sort_by_key(|e| e.since);
+        entries.sort_by_key(|(place, _)| *place);
         entries.truncate(limit as usize);
+        let entries = entries.into_iter().map(|(_, entry)| entry).collect();
         Ok(Queue {
             outbox,
             inbox,
@@ -341,6 +353,14 @@ impl Handle {
         self.set_paused(false).await
     }
 
+    /// Of several daemons only the one that works takes orders; the error names it.
+    pub(crate) fn takes_orders(&self) -> Result<(), CommandError> {
+        match self.shared.lease().filter(|_| self.shared.stands_by()) {
+            Some(lease) => Err(CommandError::Refused(lease.refusal())),
+            None => Ok(()),
+        }
+    }
+
     fn not_paused(&self) -> Result<(), CommandError> {
         match self.shared.paused.load(Ordering::Relaxed) {
             true => Err(CommandError::Refused(
@@ -351,6 +371,7 @@ impl Handle {
     }
 
     async fn set_paused(&self, paused: bool) -> Result<(), CommandError> {
+        self.takes_orders()?;
         self.shared.store.set_meta("paused", paused).await?;
         self.shared.paused.store(paused, Ordering::Relaxed);
         self.shared.wake.notify_one();
@@ -366,6 +387,7 @@ impl Handle {
             if shared.settings().config.remote_uri.is_none() {
                 return Err(CommandError::NotConfigured);
             }
+            handle.takes_orders()?;
             handle.not_paused()?;
             handle.wait_online().await?;
             if shared.runs.is_owned() {
@@ -382,6 +404,7 @@ impl Handle {
     pub async fn adopt(&self, mode: Mode, who: &str) -> Result<SyncRun, CommandError> {
         let (handle, who) = (self.clone(), who.to_owned());
         let task = tokio::spawn(async move {
+            handle.takes_orders()?;
             handle.wait_online().await?;
             adopt::adopt(&handle.shared, mode, &who).await
         });
@@ -392,11 +415,13 @@ impl Handle {
     /// Proves both sides equal, or says what differs.
     pub async fn verify(&self, request: verify::Request) -> Result<verify::Report, CommandError> {
         self.reach().await?;
-        verify::verify(&self.shared, request).await
+        // It only looks: on a short budget what has to move goes first.
+        order::at(Rank::MAX, verify::verify(&self.shared, request)).await
     }
 
     /// Mends what the last verify found.
     pub async fn repair(&self) -> Result<verify::Report, CommandError> {
+        self.takes_orders()?;
         self.reach().await?;
         verify::repair(&self.shared).await
     }
@@ -437,6 +462,10 @@ impl Handle {
             (
                 "remote.uri",
                 same(&now.config.remote_uri, &config.remote_uri),
+            ),
+            (
+                "ha.enabled",
+                now.config.ha.enabled == config.ha.enabled && now.config.ha.name == config.ha.name,
             ),
             ("fields", now.config.fields == config.fields),
             (

@@ -18,11 +18,11 @@
 //! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
-//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
+//! doing it: [`order`], [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
 //! what only looks: [`verify`], [`plan`], over an [`extent`]; which side is right: [`adopt`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
-//! [`probe`], [`identity`];
+//! [`probe`], [`identity`]; which of several daemons writes: [`lease`];
 //! how things are: [`watermark`], [`vitals`], [`metrics`], [`history`], [`overview`], [`tell`], [`outgoing`];
 //! the daemon and what it is told: [`daemon`], [`shared`], [`command`], [`dispatch`], [`control`],
 //! [`signals`], [`notify`], [`api`], [`client`], [`cli`], [`doctor`], [`bundle`];
@@ -61,6 +61,7 @@ pub mod handle;
 pub mod history;
 pub mod identity;
 pub mod key;
+pub mod lease;
 pub mod lift;
 pub mod link;
 pub mod log;
@@ -69,6 +70,7 @@ pub mod many;
 pub mod metrics;
 pub mod mongod;
 pub mod notify;
+pub mod order;
 pub mod outgoing;
 pub mod overrides;
 pub mod overview;

@@ -39,6 +39,10 @@ const FIGURES: &[(&str, &str)] = &[
     ),
     ("sangam_paused", "1 while syncing is paused"),
     (
+        "sangam_standby",
+        "1 while another daemon holds the lease, or nobody does",
+    ),
+    (
         "sangam_queue_limit_reached",
         "1 while the queue or the disk is at its limit and changes are only noted as a whole",
     ),
@@ -360,6 +364,8 @@ impl Metrics {
         self.set("sangam_capturing", &[], flag(status.is_capturing));
         self.set("sangam_following", &[], flag(status.is_following));
         self.set("sangam_paused", &[], flag(status.is_paused));
+        let standby = status.ha.as_ref().is_some_and(|ha| ha.role != "holder");
+        self.set("sangam_standby", &[], flag(standby));
         self.set("sangam_queue_limit_reached", &[], flag(vitals.degraded));
         for state in crate::link::STATES {
             let is_in = flag(status.link.state == state);

@@ -18,6 +18,7 @@ fn status() -> Status {
         is_online: true,
         is_syncing: false,
         is_configured: true,
+        ha: None,
         is_paused: false,
         is_capturing: true,
         is_following: true,

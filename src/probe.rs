@@ -108,6 +108,9 @@ async fn probe(
             crate::identity::check(shared, &endpoint).await?;
             endpoint.journal.get_or_init(|| shared.store.clone());
             endpoint.budget.get_or_init(|| shared.budget.clone());
+            if let Some(lease) = shared.lease() {
+                endpoint.lease.get_or_init(|| lease.clone());
+            }
             endpoint.end_leftovers().await?;
             shared.set_remote(endpoint);
         }

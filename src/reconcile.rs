@@ -64,6 +64,9 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             continue;
         }
         if adopt::is_under_way(&shared).await? && !shared.runs.is_owned() {
+            if shared.withholds() {
+                continue;
+            }
             match adopt::go_on(&shared, Trigger::Startup).await {
                 Ok(_) => {}
                 Err(failure) if failure.class == Class::Fatal => return Err(failure),
@@ -73,7 +76,8 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 }
             }
         }
-        if due(&shared, every).await? {
+        // A standby compares only where it has missed something: the link is one for all.
+        if !shared.withholds() && due(&shared, every).await? {
             for db in &shared.settings().config.databases {
                 ask(&shared, db, SCHEDULED).await?;
             }

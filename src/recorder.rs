@@ -47,6 +47,10 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 
 /// Writes all records that wait.
 pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
+    if shared.stands_by() {
+        // They keep until this daemon may write.
+        return Ok(());
+    }
     let _in_order = shared.flushing.lock().await;
     loop {
         let waiting = shared

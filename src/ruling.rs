@@ -123,7 +123,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = shared.cancel.cancelled() => return Ok(()),
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
-        if !shared.link.is_online() || shared.remote().is_none() {
+        if !shared.link.is_online() || shared.remote().is_none() || shared.withholds() {
             continue;
         }
         let waiting: Vec<[u8; 12]> = lock(&shared.rulings).drain(..).collect();

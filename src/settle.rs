@@ -480,6 +480,24 @@ fn refuse(
     Ok(is_new.then(|| (found.collection.clone(), found.kind)))
 }
 
+/// Puts back what has to wait for whoever holds the lease. The longer it has waited, the longer it is
+/// left alone: each look reads both sides.
+pub(crate) async fn withhold(shared: &Arc<Shared>, left: Vec<Work>) -> Result<(), Failure> {
+    let now = Utc::now().timestamp_millis();
+    let deferring = shared.store.call(move |c| {
+        for work in &left {
+            for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
+                if let Some(row) = row {
+                    let wait = ((now - row.at) / 4).clamp(1_000, 60_000);
+                    queue::defer(c, side, &work.key, now + wait, false, None)?;
+                }
+            }
+        }
+        Ok(())
+    });
+    deferring.await.map_err(store_failed)
+}
+
 /// Puts back what a batch could not finish; it is looked at again after `wait`.
 pub(crate) async fn put_back(
     shared: &Arc<Shared>,

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use bson::Timestamp;
@@ -19,9 +19,11 @@ use crate::failpoint::Failpoints;
 use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
 use crate::key::Key;
+use crate::lease::{self, Lease};
 use crate::link::Link;
 use crate::loss::Losses;
 use crate::metrics::Metrics;
+use crate::order::{Class, Order};
 use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
@@ -30,8 +32,13 @@ use crate::store::base::Intent;
 use crate::touched::Touched;
 use crate::watermark::Watermark;
 
-/// Our own collections in the local database; never synced.
-pub const OWN_COLLECTIONS: [&str; 3] = ["conflict_logs", "sync_logs", "sync_config"];
+/// Our own collections; never synced.
+pub const OWN_COLLECTIONS: [&str; 4] = [
+    "conflict_logs",
+    "sync_logs",
+    "sync_config",
+    lease::COLLECTION,
+];
 
 /// How far a stream has been read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -118,6 +125,7 @@ pub struct Shared {
     pub activity: Mutex<HashMap<String, i64>>,
     /// For Prometheus.
     pub metrics: Arc<Metrics>,
+    lease: OnceLock<Arc<Lease>>,
     /// Test-only crash points and mutations.
     pub failpoints: Failpoints,
     /// Ends everything.
@@ -131,6 +139,8 @@ pub struct Settings {
     pub config: Config,
     /// Names of the sync fields; none without stamping.
     pub sync_fields: Vec<String>,
+    /// Which collections go first, and which last.
+    pub order: Order,
     include: GlobSet,
     exclude: GlobSet,
 }
@@ -155,9 +165,11 @@ impl Settings {
             builder.build().unwrap_or_default()
         };
         let (include, exclude) = (set(&config.sync.collections), set(&config.sync.exclude));
+        let order = Order::new(&config.link.first, &config.link.last);
         Self {
             config,
             sync_fields,
+            order,
             include,
             exclude,
         }
@@ -266,6 +278,7 @@ impl Shared {
             watermarks: Mutex::default(),
             activity: Mutex::default(),
             metrics,
+            lease: OnceLock::new(),
             failpoints: Failpoints::from_env(),
             cancel,
             started: Instant::now(),
@@ -278,6 +291,19 @@ impl Shared {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The known collections by rank, best first; halted ones are left out.
+    pub fn classes(&self) -> Vec<Class> {
+        let settings = self.settings();
+        // Names are looked up only where some go before others.
+        if settings.order.is_level() {
+            return settings.order.classes([]);
+        }
+        let mut known = self.store.namespaces();
+        let halted = lock(&self.halted);
+        known.retain(|(n, _)| !halted.contains(n));
+        settings.order.classes(known)
     }
 
     /// Takes a new configuration.
@@ -414,6 +440,28 @@ impl Shared {
     /// Whether the hours are quiet, so that nothing moves unless a person asked for it.
     pub fn is_quiet(&self) -> bool {
         self.budget.closed_until().is_some() && !self.runs.is_manual()
+    }
+
+    /// With high availability on, the lease of this pair.
+    pub fn lease(&self) -> Option<&Arc<Lease>> {
+        self.lease.get()
+    }
+
+    /// Turns high availability on, before any task runs.
+    pub fn set_lease(&self, lease: Lease) {
+        let lease = self.lease.get_or_init(|| Arc::new(lease));
+        self.local.lease.get_or_init(|| lease.clone());
+    }
+
+    /// Whether another daemon works, or nobody does: decisions that need a write wait.
+    pub fn withholds(&self) -> bool {
+        self.lease().is_some_and(|lease| !lease.works())
+    }
+
+    /// The same as far as the local database alone is concerned: records, stamps, orders.
+    pub fn stands_by(&self) -> bool {
+        self.lease()
+            .is_some_and(|lease| lease.may_write(Side::Local).is_err())
     }
 
     /// Whether documents may be moved now.

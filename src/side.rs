@@ -16,6 +16,7 @@ use crate::budget::Budget;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
 use crate::key::{Id, Key};
+use crate::lease::{self, Lease};
 use crate::raw::{Writer, index_name};
 use crate::settle::store_failed;
 use crate::shared::lock;
@@ -50,6 +51,8 @@ pub struct Endpoint {
     pub journal: OnceLock<Store>,
     /// What may go over the link; without one, anything.
     pub budget: OnceLock<Arc<Budget>>,
+    /// With high availability on: whether this daemon is the one that writes.
+    pub lease: OnceLock<Arc<Lease>>,
     /// The latest time of an event that its stream has told.
     told: Mutex<Option<Timestamp>>,
     /// Told when a heartbeat fails: sooner than any operation would notice.
@@ -126,6 +129,7 @@ impl Endpoint {
             journal: OnceLock::new(),
             told: Mutex::default(),
             budget: OnceLock::new(),
+            lease: OnceLock::new(),
             trouble,
         })
     }
@@ -153,7 +157,39 @@ impl Endpoint {
         self.run_now(db, command).await
     }
 
+    /// Every command of ours but those of transactions goes through here, so that no write can forget
+    /// to ask whether this daemon may.
     async fn run_now(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
+        let lease = self.lease.get().filter(|_| lease::is_write(&command));
+        let pass = lease.map(|lease| lease.begin(self.side)).transpose()?;
+        let outcome = self.run_through(db, command).await;
+        let answered = outcome.as_ref().err().is_none_or(|f| f.answered);
+        if let Some(pass) = pass.filter(|_| answered) {
+            pass.answered();
+        }
+        outcome
+    }
+
+    /// Whether a write may begin, where it does not go through [`Endpoint::run`].
+    pub fn may_write(&self) -> Result<(), Failure> {
+        self.lease
+            .get()
+            .map_or(Ok(()), |lease| lease.may_write(self.side))
+    }
+
+    /// With high availability on, up to when a statement may begin, ms since 1970 by this server's
+    /// clock: past that it must refuse itself.
+    pub fn fence(&self) -> Option<i64> {
+        self.lease.get().map(|lease| lease.deadline(self.side))
+    }
+
+    /// A small command of the lease itself, which opens the gate that others go through.
+    pub(crate) async fn run_past(&self, db: &str, command: Document) -> Result<Document, Failure> {
+        let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("command"))?;
+        self.run_through(db, raw).await
+    }
+
+    async fn run_through(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
         let wait = deadline(command.as_bytes().len());
         let db = self.client.database(db);
         let mut task = tokio::spawn(async move { db.run_raw_command(command).await });

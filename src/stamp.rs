@@ -14,6 +14,7 @@ use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::guard::{self, Verdict};
 use crate::key::{Id, Key};
+use crate::lease::AT_WORK;
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -135,6 +136,10 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
                 .local
                 .read(&db, &coll, ns, due.iter().map(|d| &d.id))
                 .await?;
+            if shared.stands_by() {
+                again.extend(not_as_due(&settings, &due, &docs));
+                continue;
+            }
             for chunk in due.chunks(BATCH as usize) {
                 again.extend(write(shared, &settings, (&db, &coll), chunk, &docs).await?);
             }
@@ -164,6 +169,16 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
     forgotten.await.map_err(store_failed)
 }
 
+/// Documents whose fields don't say what they shall: on a standby they wait, for it or its holder.
+fn not_as_due(settings: &Settings, due: &[&Due], docs: &HashMap<Key, Vec<u8>>) -> Vec<Key> {
+    let status = settings.config.fields.sync_status.as_bytes();
+    let differs = |d: &&&Due| {
+        let says = docs.get(&d.key).map(|doc| raw::get(doc, status));
+        says.is_some_and(|e| e.as_ref().and_then(raw::text) != Some(d.status.name()))
+    };
+    due.iter().filter(differs).map(|d| d.key.clone()).collect()
+}
+
 /// Stamps a chunk. The documents that were not as read any more: their stamp is still due.
 async fn write(
     shared: &Shared,
@@ -173,11 +188,12 @@ async fn write(
     docs: &HashMap<Key, Vec<u8>>,
 ) -> Result<Vec<Key>, Failure> {
     let fields = &settings.config.fields;
+    let fence = shared.local.fence();
     let mut w = Writer::new();
     w.str("update", coll).bool("ordered", false);
     w.i32(
         "maxTimeMS",
-        i32::try_from(MAX_TIME.as_millis()).expect("a few seconds"),
+        i32::try_from(fence.map_or(MAX_TIME, |_| AT_WORK).as_millis()).expect("a few seconds"),
     );
     // The next look reads what a majority has: it must not miss this stamp.
     w.open("writeConcern").str("w", "majority").close();
@@ -207,14 +223,16 @@ async fn write(
             .open("0")
             .open("$replaceWith")
             .open_array("$cond");
-        w.open("0")
-            .open_array("$eq")
-            .str("0", "$$ROOT")
-            .open("1")
-            .doc("$literal", doc)
-            .close()
-            .close()
-            .close();
+        guard::timely(&mut w, "0", fence, |w, name| {
+            w.open(name)
+                .open_array("$eq")
+                .str("0", "$$ROOT")
+                .open("1")
+                .doc("$literal", doc)
+                .close()
+                .close()
+                .close();
+        });
         w.open("1")
             .open_array("$mergeObjects")
             .str("0", "$$ROOT")
@@ -260,7 +278,8 @@ async fn write(
             .ok()
             .and_then(|i| usize::try_from(i).ok());
         match (guard::verdict_of(error), index.and_then(|i| stamped.get(i))) {
-            (Verdict::Modified, Some(key)) => again.push(key.clone()),
+            // The second: it came too late for a lease.
+            (Verdict::Modified | Verdict::Unknown { .. }, Some(key)) => again.push(key.clone()),
             // A validator of the app's own may refuse the sync fields; the content is unharmed.
             _ => tracing::debug!(coll, "a document could not be stamped"),
         }

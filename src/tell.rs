@@ -261,7 +261,9 @@ pub async fn run(handle: Handle) -> Result<(), Failure> {
     let mut heart = Heart::default();
     loop {
         let config = shared.settings().config.notify.clone();
-        if config.webhook.is_some() || !config.command.is_empty() {
+        // Of several daemons, the one that works tells.
+        let mute = config.webhook.is_none() && config.command.is_empty();
+        if !mute && !shared.stands_by() {
             match round(&handle, &config, &mut told, &mut couriers).await {
                 Ok(()) => {}
                 Err(error) => {

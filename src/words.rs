@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::command::{RunStatus, Status, SyncRun, Trigger};
+use crate::lease::Standing;
 
 /// `12 sent, 3 fetched, 1 conflict in 0.4 s (completed)`.
 pub fn run_sentence(run: &SyncRun) -> String {
@@ -27,7 +28,9 @@ pub fn run_sentence(run: &SyncRun) -> String {
 /// How things are, in one line.
 pub fn status_sentence(status: &Status) -> String {
     let mut parts = vec![link(status)];
-    if status.is_paused {
+    if let Some(ha) = status.ha.as_ref().filter(|ha| ha.role != "holder") {
+        parts.push(standing(ha));
+    } else if status.is_paused {
         parts.push("paused".into());
     } else if let Some(progress) = &status.progress {
         parts.push(format!(
@@ -54,6 +57,21 @@ pub fn status_sentence(status: &Status) -> String {
         ));
     }
     parts.join(", ")
+}
+
+/// Which of several daemons this is.
+pub fn standing(ha: &Standing) -> String {
+    match (ha.role.as_str(), &ha.holder, ha.since) {
+        ("standby", Some(holder), Some(since)) => {
+            format!(
+                "standing by: {holder} works, for {}",
+                age(since, Utc::now())
+            )
+        }
+        ("standby", ..) => "standing by; nobody holds the lease at the moment".into(),
+        ("taking_over", ..) => "taking over".into(),
+        _ => format!("works as {}", ha.name),
+    }
 }
 
 /// `online`, `offline since ... (reason)` or `remote not configured`.

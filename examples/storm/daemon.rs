@@ -15,12 +15,24 @@ use sangam::process::{Child, describe, free_port};
 /// What differs between daemons.
 pub struct Setup {
     pub site: usize,
+    /// Which of several daemons of the site; `None` without high availability.
+    pub peer: Option<usize>,
     pub local_uri: String,
     pub remote_uri: String,
     pub state_dir: PathBuf,
     pub policy: &'static str,
     pub stamp: bool,
+    /// Whether remote changes come by its stream, or by timestamp and by comparisons.
+    pub follow: bool,
     pub env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// For files.
+    fn label(&self) -> String {
+        let peer = self.peer.map_or(String::new(), |n| format!("-{n}"));
+        format!("site{}{peer}", self.site)
+    }
 }
 
 /// A daemon; killed when dropped.
@@ -43,7 +55,7 @@ impl Daemon {
     pub fn start(program: &Path, dir: &Path, setup: Setup) -> Result<Self> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let toml = toml(dir, &setup, &listen);
-        std::fs::write(dir.join(format!("site{}.toml", setup.site)), toml)?;
+        std::fs::write(dir.join(format!("{}.toml", setup.label())), toml)?;
         let child = launch(program, dir, &setup)?;
         let api = ApiConfig {
             listen,
@@ -86,6 +98,33 @@ impl Daemon {
     /// Sends a signal by name.
     pub fn signal(&mut self, name: &str) -> Result<()> {
         Ok(self.child.signal(name)?)
+    }
+
+    /// Waits until it ends by itself, and says so.
+    pub async fn ends_with(&mut self, text: &str) -> Result<()> {
+        let ended = self.child.wait(Duration::from_secs(90)).await?;
+        let Some(status) = ended else {
+            bail!("the daemon goes on, where it was expected to end: {text}");
+        };
+        self.told = true;
+        let log = std::fs::read_to_string(self.log())?;
+        let last: Vec<&str> = log.lines().rev().take(10).collect();
+        ensure!(
+            last.iter().any(|line| line.contains(text)),
+            "the daemon ended ({}) and does not say: {text}",
+            describe(status)
+        );
+        Ok(())
+    }
+
+    /// A command of the same binary, by the same configuration.
+    pub fn cli(&self, args: &[&str]) -> Result<()> {
+        let output = command(&self.program, &self.dir, &self.setup)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(output.status.success(), "{args:?}: {output:?}");
+        Ok(())
     }
 
     /// Starts it again, as it may also be running.
@@ -131,6 +170,12 @@ impl Daemon {
         Ok(self.client.get("/api/sync/status").await?)
     }
 
+    /// Whether it is the one that works, of those of its site.
+    pub async fn works(&self) -> bool {
+        let asked = tokio::time::timeout(Duration::from_secs(1), self.status()).await;
+        asked.is_ok_and(|s| s.is_ok_and(|s| s.ha.is_none_or(|ha| ha.role == "holder")))
+    }
+
     /// Waits until it captures local changes.
     pub async fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(90);
@@ -151,7 +196,7 @@ impl Daemon {
 
     /// Its log.
     pub fn log(&self) -> PathBuf {
-        self.dir.join(format!("site{}.log", self.setup.site))
+        self.dir.join(format!("{}.log", self.setup.label()))
     }
 
     /// Bytes in the state folder.
@@ -177,21 +222,28 @@ fn killed(status: ExitStatus) -> bool {
     matches!(status.signal(), Some(6 | 9))
 }
 
-fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(dir.join(format!("site{}.log", setup.site)))?;
+/// The binary with its configuration; arguments follow.
+fn command(program: &Path, dir: &Path, setup: &Setup) -> Command {
     let mut command = Command::new(program);
     for name in config::variables() {
         command.env_remove(name);
     }
     command
         .arg("--config")
-        .arg(dir.join(format!("site{}.toml", setup.site)))
-        .arg("run")
+        .arg(dir.join(format!("{}.toml", setup.label())))
         .current_dir(dir)
-        .envs(setup.env.iter().map(|(name, value)| (name, value)))
+        .envs(setup.env.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(format!("{}.log", setup.label())))?;
+    let mut command = command(program, dir, setup);
+    command
+        .arg("run")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
@@ -206,9 +258,15 @@ fn toml(dir: &Path, setup: &Setup, listen: &str) -> String {
         state_dir,
         policy,
         stamp,
+        follow,
         ..
     } = setup;
-    let control = dir.join(format!("control{site}"));
+    // What a pull can't see comes with the next comparison, which must not be tomorrow's.
+    let reconcile = if *follow { "24h" } else { "4s" };
+    let control = dir.join(format!("control-{}", setup.label()));
+    let (ha, name) = (setup.peer.is_some(), setup.label());
+    let rules = super::writers::RULES.map(|(field, rule)| format!("{field} = \"{rule}\"\n"));
+    let rules = rules.concat();
     format!(
         r#"database = "storm"
 state_dir = {state_dir:?}
@@ -221,11 +279,15 @@ uri = "{remote_uri}"
 conflict_resolution_strategy = "{policy}"
 stamp_documents = {stamp}
 mass_delete_percent = 0
-[probe]
+[sync.rules.c]
+{rules}[probe]
 interval = "1s"
 timeout = "2s"
 [pull]
 interval = "1s"
+follow = {follow}
+reconcile = "{reconcile}"
+exact_nights = 1
 [retry]
 initial = "50ms"
 max = "2s"
@@ -236,6 +298,9 @@ file = {control:?}
 [api]
 listen = "{listen}"
 socket = ""
+[ha]
+enabled = {ha}
+name = "{name}"
 [log]
 level = "info,sangam=debug"
 "#

@@ -73,6 +73,7 @@ kinds! {
     Rollback "rollback" 12 Process,
     RollOverLocal "roll_over_local" 5 Process,
     RollOverRemote "roll_over_remote" 5 Process,
+    RollOverBoth "roll_over_both" 3 Process,
     FillState "fill_state_disk" 6 Process,
     FillServer "fill_server_disk" 4 Process,
     ClockJump "clock_jump" 6 Process,
@@ -215,14 +216,24 @@ pub async fn break_processes(
 
 /// Whether the fault could happen here.
 async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Result<bool> {
-    let site = rng.random_range(0..targets.daemons.len());
+    let several = targets.daemons.len() > targets.locals.len();
+    let mut site = rng.random_range(0..targets.daemons.len());
+    if several && rng.random_bool(0.6) {
+        // The one that works is the one whose end matters.
+        for (n, daemon) in targets.daemons.iter().enumerate() {
+            if daemon.works().await {
+                site = n;
+            }
+        }
+    }
     let remote = rng.random_bool(0.4);
     let node: usize = rng.random_range(0..6);
     let daemon = &mut targets.daemons[site];
     match kind {
         Kind::KillDaemon => {
             daemon.kill9()?;
-            pause(rng, 0..1500).await;
+            let away = absence(rng.random_bool(0.5) && several, 0..1500);
+            pause(rng, away).await;
         }
         Kind::KillTwice => {
             daemon.kill9()?;
@@ -233,36 +244,13 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
         }
         Kind::StopDaemon => {
             daemon.signal("STOP")?;
-            pause(rng, 50..4000).await;
+            let away = absence(rng.random_bool(0.7) && several, 50..4000);
+            pause(rng, away).await;
             daemon.signal("CONT")?;
         }
         Kind::EndDaemon => daemon.terminate().await?,
-        Kind::RollOverLocal | Kind::RollOverRemote => {
-            let far = kind == Kind::RollOverRemote;
-            // What remembers its position is away while the oplog forgets it.
-            let away = if far {
-                0..targets.daemons.len()
-            } else {
-                site..site + 1
-            };
-            let with_server = rng.random_bool(0.3);
-            for site in away {
-                targets.daemons[site].kill9()?;
-            }
-            let cluster = if far {
-                &mut *targets.remote
-            } else {
-                &mut targets.locals[site]
-            };
-            if with_server {
-                kill_server(rng, cluster, node).await?;
-            }
-            cluster.heal().await?;
-            // An error is a full or failing server: no fault of this kind then.
-            return Ok(cluster
-                .roll_over(Duration::from_secs(20))
-                .await
-                .unwrap_or(false));
+        Kind::RollOverLocal | Kind::RollOverRemote | Kind::RollOverBoth => {
+            return roll_over(rng, kind, targets, (site, node)).await;
         }
         Kind::FillState => {
             if !targets.state_disk {
@@ -292,7 +280,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
             wrong[node % wrong.len()].set(rng.random_range(-most..=most))?;
         }
         _ => {
-            let cluster = match targets.locals.get_mut(site) {
+            let local = site % targets.locals.len();
+            let cluster = match targets.locals.get_mut(local) {
                 Some(local) if !remote => local,
                 _ => &mut *targets.remote,
             };
@@ -300,6 +289,43 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
         }
     }
     Ok(true)
+}
+
+/// What remembers its position is away while an oplog, or both, forget it. Applications go on, also
+/// deleting on both sides what nobody will tell of.
+async fn roll_over(
+    rng: &mut StdRng,
+    kind: Kind,
+    targets: &mut Targets<'_>,
+    (site, node): (usize, usize),
+) -> Result<bool> {
+    let (here, far) = (kind != Kind::RollOverRemote, kind != Kind::RollOverLocal);
+    for (n, daemon) in targets.daemons.iter_mut().enumerate() {
+        if far || n == site {
+            daemon.kill9()?;
+        }
+    }
+    let with_server = rng.random_bool(0.3);
+    let of_site = site % targets.locals.len();
+    let local = here.then_some(&mut targets.locals[of_site]);
+    let mut all = true;
+    for cluster in local.into_iter().chain(far.then_some(&mut *targets.remote)) {
+        if with_server {
+            kill_server(rng, cluster, node).await?;
+        }
+        cluster.heal().await?;
+        // An error is a full or failing server: no fault of this kind then.
+        all &= cluster
+            .roll_over(Duration::from_secs(20))
+            .await
+            .unwrap_or(false);
+    }
+    Ok(all)
+}
+
+/// How long a daemon is away, in ms: usually short, or long enough for another one to take over.
+fn absence(long: bool, short: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    if long { 9_000..16_000 } else { short }
 }
 
 async fn strike_cluster(

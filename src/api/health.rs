@@ -28,9 +28,13 @@ pub(super) async fn healthz(State(dispatcher): State<Dispatcher>) -> Response {
     responses((status = 200, body = crate::api::openapi::Health),
               (status = "4XX", body = crate::api::openapi::Problem), (status = "5XX", body = crate::api::openapi::Problem)))]
 pub(super) async fn readyz(State(dispatcher): State<Dispatcher>) -> Response {
+    let state = match dispatcher.handle().takes_orders() {
+        Ok(()) => "capturing",
+        Err(_) => "standby",
+    };
     health(
         dispatcher.handle().is_capturing(),
-        "capturing",
+        state,
         "local changes are not being captured",
     )
 }

@@ -159,7 +159,9 @@ fn remote(status: &Status, now: DateTime<Utc>) -> String {
 }
 
 fn daemon(status: &Status) -> String {
+    let standby = status.ha.as_ref().filter(|ha| ha.role != "holder");
     let doing = match (status.is_paused, status.is_syncing) {
+        _ if standby.is_some() => standby.map(words::standing).unwrap_or_default(),
         (true, _) => format!("{} (`sangam resume` goes on)", "paused".yellow()),
         (false, true) => "syncing".to_owned(),
         (false, false) => "ready".to_owned(),
@@ -318,7 +320,7 @@ mod tests {
             "lastSyncTime": now - TimeDelta::seconds(65), "lastSyncStatus": "partial", "lastSyncDuration": 1.23,
             "totalSyncsCompleted": 7, "totalConflicts": 3, "unresolvedConflicts": 1, "pendingDocuments": 0,
             "pendingInbox": 0, "heldDocuments": 0, "failedDocuments": 0, "isOnline": true, "isSyncing": false, "isConfigured": true,
-            "isPaused": false, "isCapturing": true, "isFollowing": true, "link": link, "lagSeconds": 0.0,
+            "ha": null, "isPaused": false, "isCapturing": true, "isFollowing": true, "link": link, "lagSeconds": 0.0,
             "oldestUnsynced": null, "clockSkew": 5, "progress": null, "notices": [], "databases": ["temple_db"],
             "site": "local", "version": "0.1.0",
         }))

@@ -10,8 +10,8 @@ use secrecy::SecretString;
 use super::load::{ConfigError, Setting, Settings};
 use super::value::Value;
 use super::{
-    ApiConfig, Config, FieldNames, LogConfig, LogFormat, NamedToken, NotifyConfig, OnDrop, Policy,
-    ProbeConfig, PullConfig, QueueConfig, RetryConfig, SchemaSync, SyncConfig,
+    ApiConfig, Config, FieldNames, HaConfig, LogConfig, LogFormat, NamedToken, NotifyConfig,
+    OnDrop, Policy, ProbeConfig, PullConfig, QueueConfig, RetryConfig, SchemaSync, SyncConfig,
 };
 use crate::api::Role;
 use crate::budget::{Hours, LinkConfig};
@@ -77,6 +77,10 @@ pub(super) fn build(settings: &Settings) -> Result<Config, ConfigError> {
         queue: QueueConfig {
             max_bytes: read.size(&["queue", "max_bytes"]),
             min_free_disk: read.size(&["queue", "min_free_disk"]),
+        },
+        ha: HaConfig {
+            enabled: read.bool(&["ha", "enabled"]),
+            name: some(read.text(&["ha", "name"])).unwrap_or_else(host_name),
         },
         control_file: some(read.text(&["control", "file"])).map(PathBuf::from),
         api: ApiConfig {
@@ -149,6 +153,14 @@ fn check_together(settings: &Settings, config: &Config) -> Result<(), ConfigErro
         ));
     }
     Ok(())
+}
+
+/// What this machine is called.
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn some(text: String) -> Option<String> {
@@ -288,6 +300,8 @@ impl Reader<'_> {
             max_rate: self.size(&["link", "max_rate"]),
             quiet_hours: hours.iter().filter_map(|text| Hours::parse(text)).collect(),
             quiet_rate: self.size(&["link", "quiet_rate"]),
+            first: self.list(&["link", "first"]),
+            last: self.list(&["link", "last"]),
         })
     }
 

@@ -148,6 +148,8 @@ pub(super) static KEYS: &[Key] = &[
     key(&["link", "max_rate"], Kind::Size { min: 0 }),
     key(&["link", "quiet_hours"], Kind::Hours),
     key(&["link", "quiet_rate"], Kind::Size { min: 0 }),
+    key(&["link", "first"], Kind::Globs),
+    key(&["link", "last"], Kind::Globs),
     key(
         &["retry", "initial"],
         Kind::Duration {
@@ -167,6 +169,8 @@ pub(super) static KEYS: &[Key] = &[
     key(&["queue", "max_bytes"], Kind::Size { min: MIB }),
     key(&["queue", "min_free_disk"], Kind::Size { min: 0 }),
     key(&["control", "file"], Kind::Text { empty: true }),
+    key(&["ha", "enabled"], Kind::Bool),
+    key(&["ha", "name"], Kind::Text { empty: true }),
     key(&["api", "listen"], Kind::Listen),
     Key {
         secret: true,

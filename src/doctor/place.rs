@@ -135,6 +135,9 @@ pub(super) fn daemon(report: &mut Report, status: Option<&Status>, locked: bool)
         return;
     };
     report.good("daemon", format!("runs, version {}", status.version));
+    if let Some(ha) = &status.ha {
+        report.good("daemon", crate::words::standing(ha));
+    }
     if status.is_paused {
         report.warn(
             "daemon",

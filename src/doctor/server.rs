@@ -74,7 +74,8 @@ pub(super) async fn look(
         quota(report, &endpoint, uri, config).await;
     }
     if side == Side::Local {
-        others(report, &endpoint, locked).await;
+        let own = usize::from(locked);
+        others(report, &endpoint, own, config.ha.enabled).await;
     }
     Some(Server { endpoint, hello })
 }
@@ -342,7 +343,7 @@ async fn quota(report: &mut Report, endpoint: &Endpoint, uri: &SecretString, con
 }
 
 /// Connections of a daemon that is not the one of this state.
-async fn others(report: &mut Report, endpoint: &Endpoint, locked: bool) {
+async fn others(report: &mut Report, endpoint: &Endpoint, own: usize, ha: bool) {
     let command = doc! {
         "aggregate": 1, "cursor": {}, "pipeline": [
             {"$currentOp": {"allUsers": true, "idleConnections": true}},
@@ -362,12 +363,18 @@ async fn others(report: &mut Report, endpoint: &Endpoint, locked: bool) {
         .flatten()
         .filter_map(|d| d.as_document()?.get_str("_id").ok())
         .collect();
-    if hosts.len() > usize::from(locked) {
+    if hosts.len() > own && ha {
+        let from = format!("Sangam is connected from {}; one works", hosts.join(", "));
+        report.good("local", from);
+    } else if hosts.len() > own {
         report.warn(
             "local",
             format!("another Sangam is connected, from {}", hosts.join(", ")),
             "two daemons on the same pair do the work twice and may undo each other's resolutions",
-            ["systemctl stop sangam on the other machine; the state of one is enough"],
+            [
+                "systemctl stop sangam on the other machine; the state of one is enough",
+                "or set ha.enabled = true on every one of them: then exactly one works",
+            ],
         );
     }
 }

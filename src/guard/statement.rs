@@ -21,6 +21,25 @@ fn literal_doc(w: &mut Writer, name: &str, doc: &[u8]) {
     w.open(name).doc("$literal", doc).close();
 }
 
+/// A condition; with a `fence`, one that raises [`LATE`](super::LATE) past that time of the server.
+pub(crate) fn timely(
+    w: &mut Writer,
+    name: &str,
+    fence: Option<i64>,
+    condition: impl FnOnce(&mut Writer, &str),
+) {
+    let Some(fence) = fence else {
+        return condition(w, name);
+    };
+    w.open(name).open_array("$cond");
+    w.open("0").open_array("$lt");
+    w.str("0", "$$NOW").date("1", fence).close().close();
+    condition(w, "1");
+    // An `_id` is no array. Not a constant, see [`refusal`].
+    w.open("2").str("$size", "$_id").close();
+    w.close().close();
+}
+
 /// Raises [`GUARD_FAILED`]. Not a constant, or an optimiser could raise it ahead of time.
 pub(crate) fn refusal(w: &mut Writer, name: &str) {
     w.open(name)
@@ -52,7 +71,7 @@ pub(super) fn fields_stage(
     id: &Id,
     expect: &[u8],
     new: &[u8],
-    stamp: Option<Stamp<'_>>,
+    (stamp, fence): (Option<Stamp<'_>>, Option<i64>),
 ) {
     let diff = content::diff(expect, new).unwrap_or_default();
     w.open("0").open("$set");
@@ -61,7 +80,7 @@ pub(super) fn fields_stage(
         w.open(e.name);
         if first {
             w.open_array("$cond");
-            guard(w, "0", id, &diff);
+            timely(w, "0", fence, |w, name| guard(w, name, id, &diff));
             literal(w, "1", e);
             refusal(w, "2");
             w.close();
@@ -74,7 +93,7 @@ pub(super) fn fields_stage(
     for e in &diff.unset {
         if first {
             w.open(e.name).open_array("$cond");
-            guard(w, "0", id, &diff);
+            timely(w, "0", fence, |w, name| guard(w, name, id, &diff));
             w.str("1", "$$REMOVE");
             refusal(w, "2");
             w.close().close();
@@ -130,7 +149,7 @@ pub(super) fn whole_stages(
     write: &Write,
     new: &[u8],
     sync_fields: &[String],
-    stamp: Option<Stamp<'_>>,
+    (stamp, fence): (Option<Stamp<'_>>, Option<i64>),
 ) {
     let mut bare = Writer::new();
     bare.value("_id", write.id.kind, &write.id.value);
@@ -147,9 +166,11 @@ pub(super) fn whole_stages(
     w.open(index_name(stage))
         .open("$replaceWith")
         .open_array("$cond");
-    w.open("0").open_array("$eq").str("0", "$$ROOT");
-    literal_doc(w, "1", write.expect.as_deref().unwrap_or(&bare));
-    w.close().close();
+    timely(w, "0", fence, |w, name| {
+        w.open(name).open_array("$eq").str("0", "$$ROOT");
+        literal_doc(w, "1", write.expect.as_deref().unwrap_or(&bare));
+        w.close().close();
+    });
     literal_doc(w, "1", new);
     refusal(w, "2");
     w.close().close().close();
@@ -175,16 +196,27 @@ fn stripped_root(w: &mut Writer, name: &str, sync_fields: &[String]) {
     }
 }
 
-pub(super) fn delete_statement(w: &mut Writer, write: &Write, sync_fields: &[String]) {
+pub(super) fn delete_statement(
+    w: &mut Writer,
+    write: &Write,
+    sync_fields: &[String],
+    fence: Option<i64>,
+) {
     w.open("q")
         .open("_id")
         .value("$eq", write.id.kind, &write.id.value)
         .close();
-    if let Some(expect) = &write.expect {
-        w.open("$expr").open_array("$eq");
-        stripped_root(w, "0", sync_fields);
-        literal_doc(w, "1", expect);
-        w.close().close();
+    match &write.expect {
+        Some(expect) => timely(w, "$expr", fence, |w, name| {
+            w.open(name).open_array("$eq");
+            stripped_root(w, "0", sync_fields);
+            literal_doc(w, "1", expect);
+            w.close().close();
+        }),
+        None if fence.is_some() => timely(w, "$expr", fence, |w, name| {
+            w.bool(name, true);
+        }),
+        None => {}
     }
     w.close().i32("limit", 1);
 }

@@ -58,6 +58,7 @@ impl Handle {
         id: ObjectId,
         request: Request,
     ) -> Result<Resolution, CommandError> {
+        self.takes_orders()?;
         resolve::resolve(self.shared(), id, request, true).await
     }
 
@@ -67,6 +68,7 @@ impl Handle {
         selection: Selection,
         request: Request,
     ) -> Result<Many, CommandError> {
+        self.takes_orders()?;
         many::resolve_many(self.shared(), selection, How::By(request)).await
     }
 
@@ -76,6 +78,7 @@ impl Handle {
         selection: Selection,
         who: String,
     ) -> Result<Many, CommandError> {
+        self.takes_orders()?;
         many::resolve_many(self.shared(), selection, How::Auto(who)).await
     }
 
@@ -86,6 +89,7 @@ impl Handle {
         who: &str,
         value: Option<&Json>,
     ) -> Result<Resolution, CommandError> {
+        self.takes_orders()?;
         undo::undo(self.shared(), id, who, value).await
     }
 }

@@ -21,6 +21,9 @@ impl Handle {
     /// Looks now; with `create` everything that is missing is made.
     pub async fn look_at_schema(&self, create: bool) -> Result<Report, CommandError> {
         let shared = &self.shared;
+        if create {
+            self.takes_orders()?;
+        }
         if shared.settings().config.remote_uri.is_none() {
             return Err(CommandError::NotConfigured);
         }

@@ -120,7 +120,7 @@ impl Builder {
 
     /// Starts what waits and may be started.
     pub(super) fn start(&mut self, shared: &Arc<Shared>) {
-        if !shared.may_work() {
+        if !shared.may_work() || shared.withholds() {
             return;
         }
         for side in [Side::Local, Side::Remote] {
@@ -163,6 +163,7 @@ impl Builder {
 /// Waits for the end of a build without a deadline, or for the end of the link.
 async fn build_long(shared: &Arc<Shared>, build: &Build) -> Result<(), Failure> {
     let endpoint = shared.endpoint(build.side)?;
+    endpoint.may_write()?;
     let command = RawDocumentBuf::try_from(&build.command());
     let command = command.map_err(|_| Failure::fatal("createIndexes"))?;
     let db = endpoint.client.database(&build.db);

@@ -22,7 +22,7 @@ export const STRATEGIES = {
 const SETTLED = {
   ...Object.fromEntries(Object.entries(STRATEGIES).map(([k, v]) => [k, v[0].toLowerCase()])),
   newest_wins: "newest kept, by rule", local_wins: "ours kept, by rule", remote_wins: "the cloud’s kept, by rule",
-  keep_update: "the edit kept, by rule", undo: "taken back",
+  keep_update: "the edit kept, by rule", undo: "taken back", handed_over: "handed over to another Sangam",
 };
 export const settled = (name) => SETTLED[name] ?? (name ?? "").replaceAll("_", " ");
 
@@ -69,6 +69,10 @@ export function sentence(o, collections, now = Date.now()) {
     if (reason) more.push(`Why: ${reason}. Sangam keeps trying by itself.`);
     const tail = waiting ? `${waits(waiting)}` : "nothing is waiting";
     return { level: "wait", sign: "away", text: `No connection to the cloud since ${when(s.link.since, now)}; ${tail}`, more };
+  }
+  if (s.ha && s.ha.role !== "holder") {
+    const works = s.ha.holder && s.ha.role === "standby" ? `${s.ha.holder} does the work` : "nobody does the work at the moment";
+    return { level: "ok", sign: "paused", text: s.ha.role === "standby" ? `This Sangam stands by; ${works}` : "This Sangam is taking over", more: [s.ha.role === "standby" ? `It takes over by itself if that one fails. Decide conflicts and give orders ${s.ha.holder ? `at ${s.ha.holder}` : "there"}.` : ""] };
   }
   if (s.isPaused) {
     return { level: "wait", sign: "paused", text: `Syncing is paused${waiting ? `; ${waits(waiting)}` : ""}`, more: ["Changes go on being noted. Press Resume when they may move again."] };
