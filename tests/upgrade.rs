@@ -19,7 +19,7 @@ use rusqlite::Connection;
 use sangam::decide::Side;
 use sangam::key::{Id, Key};
 use sangam::overrides::Overrides;
-use sangam::store::{Store, base, queue, records};
+use sangam::store::{Store, base, lanes, queue, records};
 use serde_json::json;
 
 /// The newest format.
@@ -103,7 +103,7 @@ async fn a_state_file_of_every_format_opens_with_everything_in_it() {
             );
             let together = "SELECT count(*) FROM transactions";
             assert_eq!(conn.query_row(together, [], |r| r.get::<_, i64>(0))?, 2);
-            let mut oldest = queue::list(conn, 100)?;
+            let mut oldest = lanes::list(conn, 100, &[])?;
             oldest.retain(|row| row.1 == key(c, 3.into()));
             assert_eq!(oldest.len(), 1, "the deletion");
             // AND the conflicts, the collection on hold, the settings of the API
