@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::batch::{Item, State};
+use crate::batch::{Item, Namespace, State};
 use crate::conflicts::{self, Found};
 use crate::content::strip;
 use crate::decide::{Decision, Rules, Side, Target, View, decide};
@@ -88,6 +88,7 @@ pub(crate) async fn untie_all(
                 items[i].state = State::Done;
             }
             Answer::Conflict(blocker, dup) => {
+                shared.failpoints.stall("clash_found").await;
                 record(shared, &items[i], side, &blocker, &dup).await?;
                 items[i].state = State::Done;
             }
@@ -131,6 +132,34 @@ async fn record(
         shared.metrics.conflict(crate::decide::Kind::UniqueField);
     }
     shared.stamp.notify_one();
+    look_again(shared, &item.ns, side, (&id, blocker)).await
+}
+
+/// Whoever held the value may have let go of it before the conflict was on record, and then freed
+/// nobody: what is held is looked at again, unless the document in the way is as it was.
+async fn look_again(
+    shared: &Arc<Shared>,
+    ns: &Namespace,
+    side: Side,
+    (id, blocker): (&Id, &[u8]),
+) -> Result<(), Failure> {
+    let key = Key::new(ns.number, id);
+    let now = match shared.endpoint(side) {
+        Ok(endpoint) => {
+            let ids = std::iter::once(id);
+            endpoint.read(&ns.db, &ns.coll, ns.number, ids).await
+        }
+        Err(failure) => Err(failure),
+    };
+    shared.note(side, &now);
+    let content = |d: &[u8]| strip(d, &ns.sync_fields).into_owned();
+    // Without an answer it is looked at again when the link is back.
+    let stays = now.is_ok_and(|now| now.get(&key).map(|d| content(d)) == Some(content(blocker)));
+    if !stays {
+        let freed = shared.store.call(move |c| records::free_waiting(c, &key));
+        freed.await.map_err(store_failed)?;
+        shared.wake.notify_one();
+    }
     Ok(())
 }
 

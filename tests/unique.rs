@@ -8,7 +8,7 @@ use common::kit::{
     Docs, body, both, conflicts_now, converged_without_conflict, cut, heal, index, set,
     the_conflict, wait_closed, wait_content,
 };
-use common::{Daemon, Settings, World};
+use common::{Daemon, Settings, World, wait_for};
 use mongodb::IndexModel;
 use mongodb::bson::{Document, doc};
 use mongodb::options::{Collation, IndexOptions};
@@ -402,4 +402,37 @@ async fn r16_a_swap_of_unique_fields_without_an_index_is_no_conflict() {
     rename(&here, &["b", "a"]).await;
     converged_without_conflict(&world, &daemon).await;
     assert_eq!(names(&there, 2).await, ["b", "a"]);
+}
+
+#[tokio::test]
+async fn r16_a_conflict_whose_cause_goes_before_it_is_on_record_closes_by_itself() {
+    // GIVEN a name that is unique on the remote alone, and a daemon that takes its time between
+    // finding a clash and putting it on record
+    let world = World::new("before_record").await;
+    let (here, there) = both(&world, "c");
+    there.create_index(unique(doc! {"u": 1})).await.unwrap();
+    let gate = world.dir().join("gate");
+    std::fs::write(&gate, b"").unwrap();
+    let settings = world
+        .settings()
+        .set("schema.sync", "\"report\"")
+        // A pull would come by and look again.
+        .set("pull.interval", "\"1h\"")
+        .env("SANGAM_STALL", &format!("clash_found:{}", gate.display()));
+    let daemon = world.start_with(settings).await;
+    here.insert_one(doc! {"_id": 1, "u": "john"}).await.unwrap();
+    world.wait_converged(&daemon).await;
+    // WHEN a second document takes the name, and the first one lets go of it just then
+    here.insert_one(doc! {"_id": 2, "u": "john"}).await.unwrap();
+    wait_for("the clash is found", async || {
+        gate.with_extension("reached").exists()
+    })
+    .await;
+    set(&there, 1, doc! {"u": "johanna"}).await;
+    wait_content(&here, 1, doc! {"_id": 1, "u": "johanna"}).await;
+    std::fs::remove_file(&gate).unwrap();
+    // THEN the conflict does not outlive its cause
+    wait_content(&there, 2, doc! {"_id": 2, "u": "john"}).await;
+    wait_closed(&world, &daemon).await;
+    world.wait_converged(&daemon).await;
 }
