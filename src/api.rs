@@ -395,6 +395,8 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
 }
 
 #[cfg(test)]
+mod body_tests;
+#[cfg(test)]
 mod tests {
     use super::*;
 

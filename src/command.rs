@@ -256,7 +256,7 @@ pub struct Queue {
     pub outbox: u64,
     /// Documents in the inbox, held ones included.
     pub inbox: u64,
-    /// The oldest entries, as many as asked for.
+    /// The entries that go next (by the order of collections, else the oldest), as many as asked for.
     pub entries: Vec<QueueEntry>,
 }
 

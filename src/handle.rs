@@ -18,10 +18,11 @@ use crate::conflicts::id_json;
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, PAUSED, Reason, STANDBY};
+use crate::order::{self, Rank};
 use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
-use crate::store::{self, StoreError, queue, records};
+use crate::store::{self, StoreError, lanes, queue, records};
 use crate::{adopt, plan, pull, reconcile, recorder, runs, tail, verify, vitals, watermark};
 
 /// A running daemon, as the API, the control file and the signals see it. Cheap to clone.
@@ -298,36 +299,43 @@ impl Handle {
         Ok(recorder::logs(&self.shared, limit).await?)
     }
 
-    /// The oldest `limit` waiting documents.
+    /// The first `limit` waiting documents, in the order in which they go: the oldest, or by the order
+    /// of their collections, and then those that are held.
     pub async fn queue(&self, limit: u32) -> Result<Queue, CommandError> {
         let shared = &self.shared;
         let settings = shared.settings();
+        let classes = shared.classes();
         let (listed, outbox, inbox) = shared
             .store
             .call(move |c| {
                 Ok((
-                    queue::list(c, limit)?,
+                    lanes::list(c, limit, &classes)?,
                     queue::counts(c, Side::Local)?.all,
                     queue::counts(c, Side::Remote)?.all,
                 ))
             })
             .await?;
-        let mut entries: Vec<QueueEntry> = listed
+        let by_age = settings.order.is_level();
+        let mut entries: Vec<_> = listed
             .into_iter()
             .map(|(side, key, id, at, held, reason)| {
                 let (db, coll) = shared.store.namespace_name(key.ns()).unwrap_or_default();
-                QueueEntry {
+                let rank = settings.order.rank(&db, &coll);
+                let place = (held.is_some() && !by_age, rank, at);
+                let entry = QueueEntry {
                     queue: queue::table(side).into(),
                     collection: settings.display(&db, &coll),
                     id: id_json(&id),
                     since: time(at),
                     state: held.unwrap_or_else(|| "waiting".into()),
                     reason,
-                }
+                };
+                (place, entry)
             })
             .collect();
-        entries.sort_by_key(|e| e.since);
+        entries.sort_by_key(|(place, _)| *place);
         entries.truncate(limit as usize);
+        let entries = entries.into_iter().map(|(_, entry)| entry).collect();
         Ok(Queue {
             outbox,
             inbox,
@@ -407,7 +415,8 @@ impl Handle {
     /// Proves both sides equal, or says what differs.
     pub async fn verify(&self, request: verify::Request) -> Result<verify::Report, CommandError> {
         self.reach().await?;
-        verify::verify(&self.shared, request).await
+        // It only looks: on a short budget what has to move goes first.
+        order::at(Rank::MAX, verify::verify(&self.shared, request)).await
     }
 
     /// Mends what the last verify found.

@@ -18,7 +18,7 @@
 //! where to look: [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
-//! doing it: [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
+//! doing it: [`order`], [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
 //! what only looks: [`verify`], [`plan`], over an [`extent`]; which side is right: [`adopt`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
@@ -70,6 +70,7 @@ pub mod many;
 pub mod metrics;
 pub mod mongod;
 pub mod notify;
+pub mod order;
 pub mod outgoing;
 pub mod overrides;
 pub mod overview;

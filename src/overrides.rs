@@ -23,7 +23,7 @@ const RECORD: [u8; 12] = *b"sync_config.";
 const MINUTES: std::ops::RangeInclusive<f64> = 1.0 / 60.0..=1440.0;
 
 /// What the API calls a setting, and its key in the file.
-pub const NAMES: [(&str, &str); 6] = [
+pub const NAMES: [(&str, &str); 8] = [
     ("autoSyncEnabled", "sync.auto_sync_enabled"),
     ("syncIntervalMinutes", "pull.interval"),
     (
@@ -33,6 +33,8 @@ pub const NAMES: [(&str, &str); 6] = [
     ("collectionsToSync", "sync.collections"),
     ("maxRetries", "sync.max_retries"),
     ("batchSize", "sync.batch_size"),
+    ("collectionsFirst", "link.first"),
+    ("collectionsLast", "link.last"),
 ];
 
 /// Checked settings by the API's names.
@@ -54,6 +56,8 @@ pub fn shown(config: &Config) -> Map<String, Json> {
         json!(config.sync.collections),
         json!(config.sync.max_retries),
         json!(config.sync.batch_size),
+        json!(config.link.first),
+        json!(config.link.last),
     ];
     NAMES
         .iter()
@@ -66,7 +70,15 @@ impl Overrides {
     /// What is kept.
     pub fn load(c: &Connection) -> rusqlite::Result<Self> {
         let text = store::get_meta::<String>(c, NAME)?.unwrap_or_default();
-        Ok(Self(serde_json::from_str(&text).unwrap_or_default()))
+        Ok(Self::read(&text))
+    }
+
+    /// From the text that is kept; what came to harm, or what this version does not know, is left out.
+    pub(crate) fn read(text: &str) -> Self {
+        let mut kept: Map<String, Json> = serde_json::from_str(text).unwrap_or_default();
+        let known = |name: &str| NAMES.iter().any(|(known, _)| *known == name);
+        kept.retain(|name, value| known(name) && check(name, value).is_ok());
+        Self(kept)
     }
 
     /// Keeps them, and puts the record for `sync_config` on its way.
@@ -135,11 +147,9 @@ impl Overrides {
                         config.sync.conflict_resolution_strategy = policy;
                     }
                 }
-                "collectionsToSync" => {
-                    if let Ok(globs) = serde_json::from_value(value.clone()) {
-                        config.sync.collections = globs;
-                    }
-                }
+                "collectionsToSync" => config.sync.collections = list(value),
+                "collectionsFirst" => config.link.first = list(value),
+                "collectionsLast" => config.link.last = list(value),
                 "maxRetries" => config.sync.max_retries = u32::try_from(number).unwrap_or(1000),
                 "batchSize" => config.sync.batch_size = usize::try_from(number).unwrap_or(1000),
                 _ => {}
@@ -157,19 +167,30 @@ fn whole(value: &Json) -> Json {
     }
 }
 
+fn list(globs: &Json) -> Vec<String> {
+    let globs = globs.as_array().into_iter().flatten();
+    globs
+        .filter_map(|g| g.as_str().map(str::to_owned))
+        .collect()
+}
+
+fn are_globs(value: &Json) -> bool {
+    value.as_array().is_some_and(|globs| {
+        globs.len() <= 1000
+            && globs.iter().all(|g| {
+                g.as_str()
+                    .is_some_and(|g| !g.is_empty() && Glob::new(g).is_ok())
+            })
+    })
+}
+
 fn check(name: &str, value: &Json) -> Result<(), &'static str> {
     let good = match name {
         "autoSyncEnabled" => value.is_boolean(),
         "syncIntervalMinutes" => value.as_f64().is_some_and(|m| MINUTES.contains(&m)),
         "conflictResolutionStrategy" => serde_json::from_value::<Policy>(value.clone()).is_ok(),
-        "collectionsToSync" => value.as_array().is_some_and(|globs| {
-            !globs.is_empty()
-                && globs.len() <= 1000
-                && globs.iter().all(|g| {
-                    g.as_str()
-                        .is_some_and(|g| !g.is_empty() && Glob::new(g).is_ok())
-                })
-        }),
+        "collectionsToSync" => are_globs(value) && value.as_array().is_some_and(|g| !g.is_empty()),
+        "collectionsFirst" | "collectionsLast" => are_globs(value),
         "maxRetries" => value.as_u64().is_some_and(|n| n <= 1000),
         _ => value.as_u64().is_some_and(|n| (1..=10_000).contains(&n)),
     };
@@ -181,6 +202,9 @@ fn check(name: &str, value: &Json) -> Result<(), &'static str> {
         "syncIntervalMinutes" => "a number of minutes from 1/60 to 1440",
         "conflictResolutionStrategy" => "one of manual, newest_wins, local_wins, remote_wins",
         "collectionsToSync" => "a list of patterns such as [\"*\"]",
+        "collectionsFirst" | "collectionsLast" => {
+            "a list of patterns such as [\"bookings\"], or [] for none"
+        }
         "maxRetries" => "a whole number from 0 to 1000",
         _ => "a whole number from 1 to 10000",
     })
@@ -199,7 +223,8 @@ mod tests {
         let file = Config::from_toml("database = \"d\"\n[sync]\nbatch_size = 7").unwrap();
         let mut o = Overrides::default();
         let all = json!({"batchSize": 9, "syncIntervalMinutes": 0.5, "collectionsToSync": ["a*"],
-            "conflictResolutionStrategy": "local_wins", "maxRetries": 0, "autoSyncEnabled": false});
+            "conflictResolutionStrategy": "local_wins", "maxRetries": 0, "autoSyncEnabled": false,
+            "collectionsFirst": ["bookings"], "collectionsLast": []});
         o.change(&changes(all.clone())).unwrap();
         assert_eq!(Json::Object(shown(&o.apply(file.clone()))), {
             let mut sorted = Map::new();
@@ -224,6 +249,8 @@ mod tests {
             (json!({"syncIntervalMinutes": 0}), "1440"),
             (json!({"collectionsToSync": []}), "patterns"),
             (json!({"collectionsToSync": ["["]}), "patterns"),
+            (json!({"collectionsFirst": "bookings"}), "or [] for none"),
+            (json!({"collectionsLast": [""]}), "or [] for none"),
             (json!({"conflictResolutionStrategy": "best"}), "newest_wins"),
             (json!({"batchsize": 1}), "there is no setting"),
         ] {

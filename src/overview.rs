@@ -12,6 +12,7 @@ use crate::disk;
 use crate::failure::Failure;
 use crate::handle::Handle;
 use crate::history;
+use crate::order::Goes;
 use crate::reconcile;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::queue;
@@ -55,6 +56,8 @@ pub struct CollectionState {
     pub last_change: Option<DateTime<Utc>>,
     /// It is held until a person decides.
     pub halted: bool,
+    /// `first` or `last`, where `[link]` names it so.
+    pub goes: Option<Goes>,
 }
 
 fn instant(ms: Option<i64>) -> Option<DateTime<Utc>> {
@@ -133,6 +136,7 @@ async fn with_activity(
         .map(
             |((ns, (collection, local, remote)), pending)| CollectionState {
                 last_change: instant(active.get(&collection).copied()),
+                goes: goes(settings, &collection),
                 halted: halted.contains(&ns),
                 collection,
                 local,
@@ -148,6 +152,11 @@ async fn with_activity(
     };
     states.retain(synced);
     Ok(states)
+}
+
+fn goes(settings: &Settings, shown: &str) -> Option<Goes> {
+    let (db, coll) = settings.names_of(shown);
+    settings.order.goes(&db, &coll)
 }
 
 /// By the collection's own records, not by counting: this may be asked often.

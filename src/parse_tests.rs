@@ -1,13 +1,18 @@
 //! Whatever parses, fed with anything: an answer or an error, never a panic, never a secret (R23).
 
+use std::time::Duration;
+
 use bson::{RawDocumentBuf, doc};
 use proptest::prelude::*;
 use secrecy::SecretString;
+use serde_json::Value as Json;
 
 use crate::config::{Config, redact_uri};
 use crate::key::{Id, Key};
+use crate::overrides::{self, Overrides};
 use crate::store::{base, queue};
-use crate::{content, control, raw, shared, value};
+use crate::value::{self, Value};
+use crate::{content, control, raw, shared};
 
 /// Nothing that is shown may have this in it.
 const SECRET: &str = "hUnTeR2hUnTeR2";
@@ -102,8 +107,94 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+/// Any JSON, with the names that mean something to us or to BSON now and then.
+pub(crate) fn json() -> impl Strategy<Value = Json> {
+    let names = prop_oneof![
+        any::<String>(),
+        proptest::sample::select(
+            &[
+                "$oid",
+                "$date",
+                "$numberDecimal",
+                "$numberLong",
+                "$binary",
+                "$timestamp",
+                "$symbol",
+                "collections",
+                "exact",
+                "mode",
+                "strategy",
+                "newValue",
+                "notes",
+                "create",
+                "repair",
+            ][..]
+        )
+        .prop_map(str::to_owned),
+        proptest::sample::select(&overrides::NAMES[..]).prop_map(|(name, _)| name.to_owned()),
+    ];
+    let leaf = prop_oneof![
+        Just(Json::Null),
+        any::<bool>().prop_map(Json::from),
+        any::<i64>().prop_map(Json::from),
+        any::<u64>().prop_map(Json::from),
+        any::<f64>().prop_map(Json::from),
+        (0.0..2000.0).prop_map(Json::from),
+        any::<String>().prop_map(Json::from),
+        "[0-9a-f]{24}|manual|local|-?[0-9]{1,40}|[*a-z\\[{!-]{1,6}".prop_map(Json::from),
+    ];
+    leaf.prop_recursive(4, 24, 5, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..5).prop_map(Json::from),
+            proptest::collection::btree_map(names.clone(), inner, 0..5)
+                .prop_map(|map| Json::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn settings_over_the_api_are_as_good_as_those_of_a_file_or_change_nothing(
+        name in proptest::sample::select(&overrides::NAMES[..]), value in json(),
+    ) {
+        let file = || Config::from_toml("database = \"d\"").unwrap();
+        let mut kept = Overrides::default();
+        let change = [(name.0.to_owned(), value)].into_iter().collect();
+        match kept.change(&change) {
+            Err(error) => {
+                prop_assert!(error.contains(name.0), "{error}");
+                prop_assert_eq!(kept, Overrides::default());
+            }
+            Ok(()) => {
+                let config = kept.apply(file());
+                prop_assert!((1..=10_000).contains(&config.sync.batch_size));
+                prop_assert!(config.pull.interval <= Duration::from_secs(86_400));
+                prop_assert!(!config.sync.collections.is_empty());
+                // What is shown can be given back.
+                prop_assert_eq!(kept.change(&overrides::shown(&config)), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn kept_settings_that_came_to_harm_are_left_out(text in any::<String>(), object in json()) {
+        for text in [text, object.to_string()] {
+            let config = Overrides::read(&text).apply(Config::from_toml("database = \"d\"").unwrap());
+            prop_assert!((1..=10_000).contains(&config.sync.batch_size));
+        }
+    }
+
+    #[test]
+    fn any_value_for_a_conflict_is_taken_or_refused(given in json(), doc in bytes(), path in "[a-z.$0-9]{0,8}") {
+        let before = value::at_path(&doc, &path);
+        if let Ok(value) = Value::like(&given, before.as_ref()) {
+            let _ = value.to_bson();
+            let _ = value::suggestion(&value, &doc, 3);
+            let _ = value::set_path(&doc, &path, &value);
+        }
+    }
 
     #[test]
     fn a_harmed_configuration_is_an_error_without_the_secret(

@@ -14,6 +14,7 @@ use chrono::Utc;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::key::{Id, Key};
+use crate::order;
 use crate::raw::Writer;
 use crate::reconcile::collections;
 use crate::settle::store_failed;
@@ -66,8 +67,12 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
 pub async fn pull(shared: &Arc<Shared>, sweep: bool) -> Result<(), Failure> {
     let settings = shared.settings();
     for db in &settings.config.databases {
-        for coll in collections(shared, &settings, Side::Remote, db).await? {
-            let outcome = pull_collection(shared, &settings, db, &coll, sweep).await;
+        let mut found = collections(shared, &settings, Side::Remote, db).await?;
+        found.sort_by_cached_key(|coll| settings.order.rank(db, coll));
+        for coll in found {
+            let rank = settings.order.rank(db, &coll);
+            let pulling = pull_collection(shared, &settings, db, &coll, sweep);
+            let outcome = order::at(rank, pulling).await;
             shared.note(Side::Remote, &outcome);
             outcome?;
         }

@@ -23,6 +23,7 @@ use crate::lease::{self, Lease};
 use crate::link::Link;
 use crate::loss::Losses;
 use crate::metrics::Metrics;
+use crate::order::{Class, Order};
 use crate::progress::Meter;
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
@@ -138,6 +139,8 @@ pub struct Settings {
     pub config: Config,
     /// Names of the sync fields; none without stamping.
     pub sync_fields: Vec<String>,
+    /// Which collections go first, and which last.
+    pub order: Order,
     include: GlobSet,
     exclude: GlobSet,
 }
@@ -162,9 +165,11 @@ impl Settings {
             builder.build().unwrap_or_default()
         };
         let (include, exclude) = (set(&config.sync.collections), set(&config.sync.exclude));
+        let order = Order::new(&config.link.first, &config.link.last);
         Self {
             config,
             sync_fields,
+            order,
             include,
             exclude,
         }
@@ -286,6 +291,19 @@ impl Shared {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The known collections by rank, best first; halted ones are left out.
+    pub fn classes(&self) -> Vec<Class> {
+        let settings = self.settings();
+        // Names are looked up only where some go before others.
+        if settings.order.is_level() {
+            return settings.order.classes([]);
+        }
+        let mut known = self.store.namespaces();
+        let halted = lock(&self.halted);
+        known.retain(|(n, _)| !halted.contains(n));
+        settings.order.classes(known)
     }
 
     /// Takes a new configuration.

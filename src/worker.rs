@@ -1,25 +1,32 @@
-//! The worker: claims keys in the order of their first change and keeps several batches in flight.
+//! The worker: claims keys by the rank of their collection, within a rank in the order of their first
+//! change, and keeps several batches in flight.
 //!
 //! Never two batches hold the same key. Batches are sized by documents; while the link is away or
 //! `pause` is in force nothing is claimed. Stopping does not drain: the queue is on disk.
 
+mod heads;
+
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 
 use crate::batch;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::metrics::Retried;
+use crate::order::{self, Rank};
 use crate::retry::Retry;
-use crate::shared::{Settings, Shared, lock};
+use crate::shared::{Shared, lock};
 use crate::store::claim::{self, Claim};
-use crate::store::queue::{self, Work};
+use crate::store::queue;
+use heads::{Batch, Heads, Limits};
 
-/// Most batches in flight; enough to hide a round trip of 100 ms at full batches.
+/// Most batches in flight; enough to hide a round trip of 100 ms at full batches. One of a better rank
+/// than all of them goes beside them: it must not wait for what a slow link takes minutes to carry.
 const BATCHES: usize = 6;
 
 /// How often rows that were put off are looked for.
@@ -31,28 +38,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Up to so many rows echoes are looked for while offline; in a long queue a few don't matter.
 const FEW: u64 = 5000;
 
-/// Where a queue is to be read on.
-struct Queue {
-    /// Whose changes it holds.
-    of: Side,
-    after: i64,
-    /// Nothing was found to the end since the last wake-up.
-    at_end: bool,
-}
-
-/// Both queues from their heads; remote changes first, they are fewer as a rule.
-fn start() -> [Queue; 2] {
-    [Side::Remote, Side::Local].map(|of| Queue {
-        of,
-        after: 0,
-        at_end: false,
-    })
-}
-
 /// Runs until the daemon ends.
 pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
-    let mut batches: JoinSet<Result<(), Failure>> = JoinSet::new();
-    let mut queues = start();
+    let mut batches = Batches::default();
+    let mut heads = Heads::new();
     let mut retry = Retry::new(&shared.settings().config.retry);
     let mut rest = Instant::now();
     loop {
@@ -67,7 +56,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             let mut link = shared.link.subscribe();
             tokio::select! {
                 () = shared.cancel.cancelled() => break,
-                Some(done) = batches.join_next() => drop(finished(&shared, done, &mut retry)?),
+                Some(done) = batches.next() => drop(finished(&shared, done, &mut retry)?),
                 _ = link.changed() => {}
                 () = shared.wake.notified() => {}
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
@@ -76,12 +65,13 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 Err(failure) if failure.class != Class::Transient => return Err(failure),
                 _ => {}
             }
-            queues = start();
+            heads.restart();
             continue;
         }
-        while batches.len() < BATCHES && rest <= Instant::now() {
-            let works = match claim(&shared, &mut queues).await {
-                Ok(Some(works)) => works,
+        while rest <= Instant::now() {
+            let limits = batches.limits(shared.settings().config.sync.batch_size);
+            let batch = match heads.claim(&shared, limits).await {
+                Ok(Some(batch)) => batch,
                 Ok(None) => break,
                 // The state's disk is full: it is waited out, with what is under way (R22).
                 Err(failure) if failure.class == Class::Transient => {
@@ -91,17 +81,11 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
                 }
                 Err(failure) => return Err(failure),
             };
-            shared.in_flight.fetch_add(1, Ordering::Relaxed);
-            let shared = shared.clone();
-            batches.spawn(async move {
-                let outcome = batch::process(&shared, works).await;
-                shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-                outcome
-            });
+            batches.start(&shared, batch);
         }
         tokio::select! {
             () = shared.cancel.cancelled() => break,
-            Some(done) = batches.join_next() => {
+            Some(done) = batches.next() => {
                 if let Some(pause) = finished(&shared, done, &mut retry)? {
                     rest = Instant::now() + pause;
                 }
@@ -109,12 +93,56 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             () = shared.wake.notified() => {}
             () = tokio::time::sleep(TICK) => {}
         }
-        // Something came, was put back, or let go of a key: both queues are worth a look again.
-        queues.iter_mut().for_each(|q| q.at_end = false);
+        heads.wake();
     }
     // Their writes are under way; their intents are on disk whether we see the answers or not.
-    batches.detach_all();
+    batches.tasks.detach_all();
     Ok(())
+}
+
+type Done = Result<Result<(), Failure>, task::JoinError>;
+
+/// The batches in flight.
+#[derive(Default)]
+struct Batches {
+    tasks: JoinSet<Result<(), Failure>>,
+    /// Rank of each, and whether it was claimed by age.
+    ranks: HashMap<task::Id, (Rank, bool)>,
+}
+
+impl Batches {
+    /// What may be claimed beside them.
+    fn limits(&self, most: usize) -> Limits {
+        let best = self.ranks.values().map(|(rank, _)| *rank).min();
+        let full = self.tasks.len() >= BATCHES;
+        Limits {
+            most,
+            better_than: best.filter(|_| full),
+            aged: !full && self.ranks.values().all(|(_, aged)| !aged),
+        }
+    }
+
+    fn start(&mut self, shared: &Arc<Shared>, batch: Batch) {
+        let Batch { works, rank, aged } = batch;
+        shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let shared = shared.clone();
+        let task = self.tasks.spawn(order::at(rank, async move {
+            let outcome = batch::process(&shared, works).await;
+            shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+            outcome
+        }));
+        self.ranks.insert(task.id(), (rank, aged));
+    }
+
+    /// The next that ends; `None` if there is none.
+    async fn next(&mut self) -> Option<Done> {
+        let (id, done) = match self.tasks.join_next_with_id().await? {
+            Ok((id, done)) => (id, Ok(done)),
+            Err(error) => (error.id(), Err(error)),
+        };
+        self.ranks.remove(&id);
+        Some(done)
+    }
 }
 
 fn may_work(shared: &Shared) -> bool {
@@ -124,11 +152,7 @@ fn may_work(shared: &Shared) -> bool {
 }
 
 /// What to do after a batch: `Some` is how long to claim nothing.
-fn finished(
-    shared: &Shared,
-    done: Result<Result<(), Failure>, tokio::task::JoinError>,
-    retry: &mut Retry,
-) -> Result<Option<Duration>, Failure> {
+fn finished(shared: &Shared, done: Done, retry: &mut Retry) -> Result<Option<Duration>, Failure> {
     match done {
         Ok(Ok(())) => {
             retry.reset();
@@ -149,64 +173,16 @@ fn finished(
     }
 }
 
-/// The next batch. The queues take turns, so that a long one does not starve the other.
-async fn claim(
-    shared: &Arc<Shared>,
-    queues: &mut [Queue; 2],
-) -> Result<Option<Vec<Work>>, Failure> {
-    let settings = shared.settings();
-    for turn in 0..queues.len() {
-        let q = &mut queues[turn];
-        if q.at_end {
-            continue;
-        }
-        let what = what(shared, &settings, q, settings.config.sync.batch_size);
-        let (context, taken) = (shared.clone(), Arc::new(Mutex::new(Vec::new())));
-        let noted = taken.clone();
-        let claimed = shared
-            .store
-            .call(move |c| {
-                let claimed = claim::claim(c, &what, &mut lock(&context.busy))?;
-                lock(&noted).extend(claimed.0.iter().map(|work| work.key.clone()));
-                Ok(claimed)
-            })
-            .await;
-        let (works, next) = match claimed {
-            Ok(claimed) => claimed,
-            Err(error) => {
-                // The claim was not committed: nobody works on these.
-                let mut busy = lock(&shared.busy);
-                for key in lock(&taken).iter() {
-                    busy.remove(key);
-                }
-                return Err(crate::settle::store_failed(error));
-            }
-        };
-        match next {
-            Some(after) => q.after = after,
-            None => {
-                // Rows that were busy or put off stand before the end: the next round sees them.
-                q.after = 0;
-                q.at_end = works.is_empty();
-            }
-        }
-        if !works.is_empty() {
-            queues.rotate_left(turn + 1);
-            return Ok(Some(works));
-        }
-    }
-    Ok(None)
-}
-
-fn what(shared: &Shared, settings: &Settings, queue: &Queue, limit: usize) -> Claim {
+/// A claim of any collection, from the beginning of the outbox.
+fn what(shared: &Shared, limit: usize) -> Claim {
     Claim {
-        of: queue.of,
-        after: queue.after,
+        of: Side::Local,
+        after: 0,
         limit,
         now: Utc::now().timestamp_millis(),
         only: vec![],
         never: lock(&shared.halted).clone(),
-        sync_fields: settings.sync_fields.clone(),
+        sync_fields: shared.settings().sync_fields.clone(),
         behind: shared.store.buckets(),
     }
 }
@@ -214,15 +190,18 @@ fn what(shared: &Shared, settings: &Settings, queue: &Queue, limit: usize) -> Cl
 /// While nothing may be moved, the events of what was moved before still arrive: they don't wait
 /// for anything and shall not be counted as if they did.
 async fn drop_echoes(shared: &Arc<Shared>) -> Result<(), Failure> {
-    let settings = shared.settings();
     let queued = shared
         .store
         .call(|c| Ok(queue::counts(c, Side::Local)?.all + queue::counts(c, Side::Remote)?.all));
     if queued.await.map_err(crate::settle::store_failed)? > FEW {
         return Ok(());
     }
-    for queue in start() {
-        let (what, context) = (what(shared, &settings, &queue, 0), shared.clone());
+    for of in [Side::Remote, Side::Local] {
+        let context = shared.clone();
+        let what = Claim {
+            of,
+            ..what(shared, 0)
+        };
         let dropped = shared
             .store
             .call(move |c| claim::claim(c, &what, &mut lock(&context.busy)));

@@ -12,7 +12,7 @@ use common::kit::{
 use common::{Daemon, SOON, Settings, World, wait_until};
 use mongodb::bson::{Bson, DateTime, Document, doc, oid::ObjectId};
 use sangam::faultlink::Way;
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn long_ago() -> DateTime {
     DateTime::from_millis(1_600_000_000_000)
@@ -115,6 +115,25 @@ async fn a_part_is_read_each_time_until_all_was() {
         let wanted = doc! {"_id": id, "n": id, "amount": 2.9, "updatedAt": long_ago()};
         wait_content(&here, id, wanted).await;
     }
+}
+
+#[tokio::test]
+async fn one_night_after_another_a_small_collection_is_compared() {
+    let world = World::new("nights").await;
+    let (here, _) = both(&world, "c");
+    here.insert_one(doc! {"_id": 1}).await.unwrap();
+    let settings = world.settings().set("pull.reconcile", "\"1s\"");
+    let mut daemon = world.start_with(settings).await;
+    // The second one begins where the first one ended, which was at the end.
+    wait_until(SOON, "three comparisons by schedule", async || {
+        assert_eq!(daemon.exit_status(), None);
+        let runs = daemon.get("/api/sync/logs?limit=20").await?.body;
+        let runs = runs.as_array().cloned().unwrap_or_default();
+        let done = |run: &&Value| run["trigger"] == "scheduled" && run["status"] == "completed";
+        let done = runs.iter().filter(done).count();
+        (done >= 3).then_some(()).ok_or_else(|| format!("{done}"))
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -173,7 +173,8 @@ fn every_error_has_its_status_and_a_detail() {
         (
             200,
             json!({"autoSyncEnabled": true, "syncIntervalMinutes": 1, "conflictResolutionStrategy": "manual",
-                   "collectionsToSync": ["*"], "maxRetries": 3, "batchSize": 1000})
+                   "collectionsToSync": ["*"], "maxRetries": 3, "batchSize": 1000,
+                   "collectionsFirst": [], "collectionsLast": []})
         )
     );
 }

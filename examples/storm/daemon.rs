@@ -22,6 +22,8 @@ pub struct Setup {
     pub state_dir: PathBuf,
     pub policy: &'static str,
     pub stamp: bool,
+    /// Whether remote changes come by its stream, or by timestamp and by comparisons.
+    pub follow: bool,
     pub env: Vec<(String, String)>,
 }
 
@@ -96,6 +98,33 @@ impl Daemon {
     /// Sends a signal by name.
     pub fn signal(&mut self, name: &str) -> Result<()> {
         Ok(self.child.signal(name)?)
+    }
+
+    /// Waits until it ends by itself, and says so.
+    pub async fn ends_with(&mut self, text: &str) -> Result<()> {
+        let ended = self.child.wait(Duration::from_secs(90)).await?;
+        let Some(status) = ended else {
+            bail!("the daemon goes on, where it was expected to end: {text}");
+        };
+        self.told = true;
+        let log = std::fs::read_to_string(self.log())?;
+        let last: Vec<&str> = log.lines().rev().take(10).collect();
+        ensure!(
+            last.iter().any(|line| line.contains(text)),
+            "the daemon ended ({}) and does not say: {text}",
+            describe(status)
+        );
+        Ok(())
+    }
+
+    /// A command of the same binary, by the same configuration.
+    pub fn cli(&self, args: &[&str]) -> Result<()> {
+        let output = command(&self.program, &self.dir, &self.setup)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(output.status.success(), "{args:?}: {output:?}");
+        Ok(())
     }
 
     /// Starts it again, as it may also be running.
@@ -193,11 +222,8 @@ fn killed(status: ExitStatus) -> bool {
     matches!(status.signal(), Some(6 | 9))
 }
 
-fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(dir.join(format!("{}.log", setup.label())))?;
+/// The binary with its configuration; arguments follow.
+fn command(program: &Path, dir: &Path, setup: &Setup) -> Command {
     let mut command = Command::new(program);
     for name in config::variables() {
         command.env_remove(name);
@@ -205,9 +231,19 @@ fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
     command
         .arg("--config")
         .arg(dir.join(format!("{}.toml", setup.label())))
-        .arg("run")
         .current_dir(dir)
-        .envs(setup.env.iter().map(|(name, value)| (name, value)))
+        .envs(setup.env.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+fn launch(program: &Path, dir: &Path, setup: &Setup) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(format!("{}.log", setup.label())))?;
+    let mut command = command(program, dir, setup);
+    command
+        .arg("run")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
@@ -222,10 +258,15 @@ fn toml(dir: &Path, setup: &Setup, listen: &str) -> String {
         state_dir,
         policy,
         stamp,
+        follow,
         ..
     } = setup;
+    // What a pull can't see comes with the next comparison, which must not be tomorrow's.
+    let reconcile = if *follow { "24h" } else { "4s" };
     let control = dir.join(format!("control-{}", setup.label()));
     let (ha, name) = (setup.peer.is_some(), setup.label());
+    let rules = super::writers::RULES.map(|(field, rule)| format!("{field} = \"{rule}\"\n"));
+    let rules = rules.concat();
     format!(
         r#"database = "storm"
 state_dir = {state_dir:?}
@@ -238,11 +279,15 @@ uri = "{remote_uri}"
 conflict_resolution_strategy = "{policy}"
 stamp_documents = {stamp}
 mass_delete_percent = 0
-[probe]
+[sync.rules.c]
+{rules}[probe]
 interval = "1s"
 timeout = "2s"
 [pull]
 interval = "1s"
+follow = {follow}
+reconcile = "{reconcile}"
+exact_nights = 1
 [retry]
 initial = "50ms"
 max = "2s"

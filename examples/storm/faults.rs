@@ -73,6 +73,7 @@ kinds! {
     Rollback "rollback" 12 Process,
     RollOverLocal "roll_over_local" 5 Process,
     RollOverRemote "roll_over_remote" 5 Process,
+    RollOverBoth "roll_over_both" 3 Process,
     FillState "fill_state_disk" 6 Process,
     FillServer "fill_server_disk" 4 Process,
     ClockJump "clock_jump" 6 Process,
@@ -248,33 +249,8 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
             daemon.signal("CONT")?;
         }
         Kind::EndDaemon => daemon.terminate().await?,
-        Kind::RollOverLocal | Kind::RollOverRemote => {
-            let far = kind == Kind::RollOverRemote;
-            // What remembers its position is away while the oplog forgets it.
-            let away = if far {
-                0..targets.daemons.len()
-            } else {
-                site..site + 1
-            };
-            let with_server = rng.random_bool(0.3);
-            for site in away {
-                targets.daemons[site].kill9()?;
-            }
-            let cluster = if far {
-                &mut *targets.remote
-            } else {
-                let local = site % targets.locals.len();
-                &mut targets.locals[local]
-            };
-            if with_server {
-                kill_server(rng, cluster, node).await?;
-            }
-            cluster.heal().await?;
-            // An error is a full or failing server: no fault of this kind then.
-            return Ok(cluster
-                .roll_over(Duration::from_secs(20))
-                .await
-                .unwrap_or(false));
+        Kind::RollOverLocal | Kind::RollOverRemote | Kind::RollOverBoth => {
+            return roll_over(rng, kind, targets, (site, node)).await;
         }
         Kind::FillState => {
             if !targets.state_disk {
@@ -313,6 +289,38 @@ async fn strike(rng: &mut StdRng, kind: Kind, targets: &mut Targets<'_>) -> Resu
         }
     }
     Ok(true)
+}
+
+/// What remembers its position is away while an oplog, or both, forget it. Applications go on, also
+/// deleting on both sides what nobody will tell of.
+async fn roll_over(
+    rng: &mut StdRng,
+    kind: Kind,
+    targets: &mut Targets<'_>,
+    (site, node): (usize, usize),
+) -> Result<bool> {
+    let (here, far) = (kind != Kind::RollOverRemote, kind != Kind::RollOverLocal);
+    for (n, daemon) in targets.daemons.iter_mut().enumerate() {
+        if far || n == site {
+            daemon.kill9()?;
+        }
+    }
+    let with_server = rng.random_bool(0.3);
+    let of_site = site % targets.locals.len();
+    let local = here.then_some(&mut targets.locals[of_site]);
+    let mut all = true;
+    for cluster in local.into_iter().chain(far.then_some(&mut *targets.remote)) {
+        if with_server {
+            kill_server(rng, cluster, node).await?;
+        }
+        cluster.heal().await?;
+        // An error is a full or failing server: no fault of this kind then.
+        all &= cluster
+            .roll_over(Duration::from_secs(20))
+            .await
+            .unwrap_or(false);
+    }
+    Ok(all)
 }
 
 /// How long a daemon is away, in ms: usually short, or long enough for another one to take over.

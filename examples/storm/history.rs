@@ -1,7 +1,6 @@
 //! One history: servers and daemons start, everything goes wrong, everything is healed and judged.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -12,11 +11,12 @@ use mongodb::{Client, Database};
 use sangam::faultlink::FaultLink;
 use tokio::task::JoinHandle;
 
-use super::check::{Ledger, Observed, Problem, Side, check};
+use super::check::{Conflict, Ledger, Observed, Problem, Side, check};
 use super::cluster::{Clock, Cluster, Shape};
 use super::daemon::{Daemon, Setup};
 use super::faults::{self, Counts, SmallDisk, Targets};
 use super::plan::{Plan, Profile};
+use super::restore::{self, Backup, Stage};
 use super::scene::{conflict, documents, prepare};
 use super::writers::{Shared, WRITERS_A_SIDE, Writer};
 
@@ -50,8 +50,13 @@ pub async fn run(plan: &Plan, program: &Path, dir: &Path) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     let ledger = scene.storm(plan, &mut outcome).await?;
     scene.heal(plan).await?;
-    let (problems, convergence) = scene.settle(&ledger).await?;
+    let (mut problems, convergence) = scene.settle(&ledger).await?;
     outcome.convergence = convergence;
+    if let Some(backup) = scene.backup.take()
+        && problems.is_empty()
+    {
+        problems = scene.restore(plan, &backup, &ledger, &mut outcome).await?;
+    }
     outcome.problems = problems.iter().map(ToString::to_string).collect();
     scene.bounds(&mut outcome)?;
     outcome.conflicts = scene.records().await?.len();
@@ -73,6 +78,11 @@ struct Scene {
     local_dbs: Vec<Database>,
     remote_db: Database,
     ledger: Ledger,
+    /// Of all values written.
+    counter: i64,
+    backup: Option<Backup>,
+    /// Records that a restore took away.
+    earlier: Vec<Document>,
     state_disk: bool,
     server_disk: Option<PathBuf>,
     // After the processes, which use them.
@@ -155,6 +165,7 @@ impl Scene {
                 state_dir,
                 policy: plan.policy,
                 stamp: plan.stamp,
+                follow: plan.follow,
                 env,
             };
             daemons.push(Daemon::start(program, dir, setup)?);
@@ -168,6 +179,9 @@ impl Scene {
             local_dbs,
             remote_db,
             ledger,
+            counter: 1,
+            backup: None,
+            earlier: vec![],
             state_disk,
             server_disk,
             _disks: disks,
@@ -185,19 +199,25 @@ impl Scene {
         if let Some(problem) = problems.first() {
             bail!("before the storm: {problem}");
         }
+        if let Some(side) = plan.restored {
+            let cluster = match side {
+                Side::Local(_) => &mut scene.locals[0],
+                Side::Remote => &mut scene.remote,
+            };
+            scene.backup = Some(Backup::make(cluster, side, dir)?);
+        }
         Ok(scene)
     }
 
     /// Applications write while everything fails.
     async fn storm(&mut self, plan: &Plan, outcome: &mut Outcome) -> Result<Ledger> {
-        let mut shared = Shared::new(self.ledger.clone());
-        shared.without = Arc::new(plan.without.clone());
+        let shared = restore::go_on(&self.ledger, self.counter, plan);
         let mut tasks = Vec::new();
         for (site, local) in self.locals.iter().enumerate() {
             let side = Side::Local(u8::try_from(site)?);
-            tasks.extend(writers(local, side, plan, &shared).await?);
+            tasks.extend(start_writers(local, side, plan, &shared).await?);
         }
-        tasks.extend(writers(&self.remote, Side::Remote, plan, &shared).await?);
+        tasks.extend(start_writers(&self.remote, Side::Remote, plan, &shared).await?);
         let deadline = Instant::now() + plan.chaos;
         let mut targets = Targets {
             daemons: &mut self.daemons,
@@ -217,12 +237,33 @@ impl Scene {
         for cluster in self.locals.iter_mut().chain([&mut self.remote]) {
             cluster.heal().await?;
         }
-        for task in tasks {
-            let ended = tokio::time::timeout(Duration::from_secs(60), task).await;
-            outcome.writes += ended.context("a writer hangs")??;
-        }
+        outcome.writes += stop_writers(&shared, tasks).await?;
+        self.counter = shared.counter.load(Ordering::Relaxed);
         let ledger = shared.ledger.lock().unwrap_or_else(|e| e.into_inner());
         Ok(ledger.clone())
+    }
+
+    /// One side is put back to what it was before the storm; the other one is right.
+    async fn restore(
+        &mut self,
+        plan: &Plan,
+        backup: &Backup,
+        ledger: &Ledger,
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Problem>> {
+        self.earlier = self.records().await?;
+        let shared = restore::go_on(ledger, self.counter, plan);
+        let mut stage = Stage {
+            daemon: &mut self.daemons[0],
+            local: &mut self.locals[0],
+            remote: &mut self.remote,
+            links: &self.links,
+        };
+        let (ledger, counts) = backup.restore(plan, &mut stage, shared).await?;
+        for (kind, count) in counts.into_iter().chain([("restore", 1)]) {
+            *outcome.faults.entry(kind).or_default() += count;
+        }
+        Ok(self.settle(&ledger).await?.0)
     }
 
     /// Links and servers are well by now; what became of the daemons?
@@ -295,7 +336,19 @@ impl Scene {
             seen.locals.push(documents(local).await?);
         }
         seen.remote = documents(&self.remote_db).await?;
-        seen.conflicts = self.records().await?.iter().map(conflict).collect();
+        // What was put on record because one side was said to be right is no conflict.
+        let adopted = |r: &&Document| r.get_str("kind").is_ok_and(|kind| kind == "adopted");
+        let records = self.records().await?;
+        seen.conflicts = records
+            .iter()
+            .filter(|r| !adopted(r))
+            .map(conflict)
+            .collect();
+        let earlier = self.earlier.iter().map(conflict);
+        seen.conflicts.extend(earlier.map(|conflict| Conflict {
+            open: false,
+            ..conflict
+        }));
         Ok(seen)
     }
 
@@ -356,7 +409,8 @@ fn is_calm(seen: &Observed) -> bool {
     seen.outbox + seen.inbox <= 2 * open
 }
 
-async fn writers(
+/// Starts the applications of one side.
+pub async fn start_writers(
     cluster: &Cluster,
     side: Side,
     plan: &Plan,
@@ -372,4 +426,15 @@ async fn writers(
         tasks.push(tokio::spawn(writer.seeded(plan.seed).run()));
     }
     Ok(tasks)
+}
+
+/// Tells applications to stop, and waits for them; how many writes were acknowledged.
+pub async fn stop_writers(shared: &Shared, tasks: Vec<JoinHandle<u64>>) -> Result<u64> {
+    shared.stop.store(true, Ordering::Relaxed);
+    let mut writes = 0;
+    for task in tasks {
+        let ended = tokio::time::timeout(Duration::from_secs(60), task).await;
+        writes += ended.context("a writer hangs")??;
+    }
+    Ok(writes)
 }

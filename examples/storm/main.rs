@@ -18,6 +18,7 @@ mod daemon;
 mod faults;
 mod history;
 mod plan;
+mod restore;
 mod scene;
 mod writers;
 
@@ -158,7 +159,7 @@ async fn attempt(plan: &Plan, program: &Path, root: &Path) -> Result<Outcome> {
     };
     let name = format!("{} {:?}", plan.seed, plan.profile).to_lowercase();
     println!(
-        "storm: {name}: {} writes, {} conflicts, together after {:.1} s, {} MiB, {} problems, {:.0} s; {} stamp={} clocks={} {:?}",
+        "storm: {name}: {} writes, {} conflicts, together after {:.1} s, {} MiB, {} problems, {:.0} s; {} stamp={} follow={} restored={:?} clocks={} {:?}",
         outcome.writes,
         outcome.conflicts,
         outcome.convergence.as_secs_f64(),
@@ -167,6 +168,8 @@ async fn attempt(plan: &Plan, program: &Path, root: &Path) -> Result<Outcome> {
         outcome.took.as_secs_f64(),
         plan.policy,
         plan.stamp,
+        plan.follow,
+        plan.restored,
         !plan.clocks.is_empty(),
         outcome.faults,
     );

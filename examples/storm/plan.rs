@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::check::Side;
 use super::faults::Kind;
 use super::writers::PARTS;
 
@@ -18,12 +19,14 @@ pub enum Profile {
     Replica,
     /// Three sites on one remote.
     Sites,
+    /// Three servers on both sides.
+    Replicas,
     /// Three local servers with a daemon each, of which one works.
     Ha,
 }
 
 /// Whatever is not a fault or a writer and can be left out to find the smallest history that fails.
-const EXTRAS: [&str; 3] = ["wrong_clocks", "hasty", "third_site"];
+const EXTRAS: [&str; 5] = ["wrong_clocks", "hasty", "third_site", "pull", "restore"];
 
 /// One history.
 #[derive(Clone, Debug)]
@@ -47,6 +50,10 @@ pub struct Plan {
     pub clocks: Vec<Option<i64>>,
     /// Writers whose writes only the primary acknowledges.
     pub hasty: bool,
+    /// Whether remote changes come by its stream.
+    pub follow: bool,
+    /// The side that is put back to a backup at the end.
+    pub restored: Option<Side>,
     pub failpoints: String,
     /// Parts and faults that are left out.
     pub without: BTreeSet<String>,
@@ -62,6 +69,7 @@ impl Plan {
         let (local_nodes, remote_nodes) = match profile {
             Profile::Replica if three_local => (3, 1),
             Profile::Replica => (1, 3),
+            Profile::Replicas => (3, 3),
             Profile::Ha => (3, 1),
             _ => (1, 1),
         };
@@ -84,6 +92,9 @@ impl Plan {
         ];
         let armed = points.iter().filter(|_| rng.random_bool(0.5));
         let armed: Vec<String> = armed.map(|name| format!("{name}:0.003")).collect();
+        let follow = left("pull") || rng.random_bool(0.75);
+        let back = rng.random_bool(0.4) && profile == Profile::Pair && !left("restore");
+        let side = [Side::Local(0), Side::Remote][rng.random_range(0..2)];
         Self {
             seed,
             profile,
@@ -103,6 +114,8 @@ impl Plan {
                 vec![]
             },
             hasty: !left("hasty"),
+            follow,
+            restored: back.then_some(side),
             failpoints: armed.join(","),
             without: without.clone(),
         }

@@ -10,7 +10,7 @@ use mongodb::{Database, IndexModel};
 use sangam::config::FieldNames;
 
 use super::check::{Conflict, Documents, Ledger, Side, field_of};
-use super::writers::{CHAINED, HANDED, MERGED, SWAPPED};
+use super::writers::{CHAINED, COUNTED, HANDED, MERGED, SWAPPED};
 
 /// Indexes on all sides; documents that exist from the start, in the first local database.
 pub async fn prepare(locals: &[&Database], remote: &Database) -> Result<Ledger> {
@@ -43,6 +43,8 @@ pub async fn prepare(locals: &[&Database], remote: &Database) -> Result<Ledger> 
         (0..HANDED).map(|i| doc! {"_id": format!("V-{i}"), "u": format!("handed{i}"), "v": 0_i64}),
     );
     first.extend((0..CHAINED).map(|i| doc! {"_id": format!("K{i}"), "h": []}));
+    let counted = doc! {"sum": 0_i64, "set": []};
+    first.extend((0..COUNTED).map(|i| with_id(format!("N{i}"), counted.clone())));
     let c = locals[0].collection::<Document>("c");
     let inserted = c.insert_many(first).write_concern(WriteConcern::majority());
     inserted.await.context("the first documents")?;

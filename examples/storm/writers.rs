@@ -23,11 +23,15 @@ pub const MERGED: usize = 6;
 pub const SWAPPED: usize = 5;
 pub const HANDED: usize = 2;
 pub const CHAINED: usize = 3;
+pub const COUNTED: usize = 2;
 
 /// What writers do; a storm leaves parts out to find the smallest one that fails.
-pub const PARTS: [&str; 7] = [
-    "own", "shared", "fields", "swap", "handover", "chain", "many",
+pub const PARTS: [&str; 9] = [
+    "own", "shared", "fields", "swap", "handover", "chain", "many", "count", "set",
 ];
+
+/// The rules of the collection's fields, as in the configuration.
+pub const RULES: [(&str, &str); 2] = [("sum", "sum_of_changes"), ("set", "union")];
 
 /// What all writers of a history share.
 #[derive(Clone)]
@@ -60,6 +64,8 @@ pub struct Writer {
     /// Acknowledged by the primary alone: a failover may take it back.
     one: Option<Collection<Document>>,
     rng: StdRng,
+    /// What it put into sets.
+    items: BTreeSet<i64>,
     shared: Shared,
 }
 
@@ -72,6 +78,7 @@ impl Writer {
             one: None,
             client,
             rng: StdRng::seed_from_u64(0),
+            items: BTreeSet::new(),
             shared,
         }
     }
@@ -109,11 +116,13 @@ impl Writer {
     async fn step(&mut self) -> Result<bool, Error> {
         let first_site = self.side == Side::Local(0);
         let kind = match self.rng.random_range(0..100) {
-            0..32 => "own",
-            32..40 => "many",
-            40..55 => "shared",
-            55..70 => "chain",
-            70..85 => "fields",
+            0..28 => "own",
+            28..35 => "many",
+            35..48 => "shared",
+            48..60 => "chain",
+            60..73 => "fields",
+            73..79 => "count",
+            79..85 => "set",
             85..95 if first_site && self.index == 0 => "swap",
             95.. if first_site && self.index == 1 => "handover",
             _ => return Ok(false),
@@ -133,6 +142,8 @@ impl Writer {
             }
             "chain" => self.chain(number % CHAINED).await,
             "fields" => self.set_field().await,
+            "count" => self.count(number % COUNTED).await,
+            "set" => self.change_set(number % COUNTED).await,
             "swap" => self.swap().await,
             _ => self.hand_over().await,
         }
@@ -322,6 +333,57 @@ impl Writer {
             self.ledger().chains.entry(key).or_default().insert(v);
         }
         Ok(true)
+    }
+
+    /// Adds to a number that all sides add to.
+    async fn count(&mut self, number: usize) -> Result<bool, Error> {
+        let (key, more) = (format!("N{number}"), self.rng.random_range(1..10_i64));
+        let (c, stays) = self.concern();
+        let mut change = doc! {"$inc": {"sum": more}};
+        if self.rng.random_bool(0.5) {
+            change.insert("$currentDate", doc! {"updatedAt": true});
+        }
+        self.ledger().may_count(&key, more);
+        let outcome = c.update_one(doc! {"_id": &key}, change).await;
+        match &outcome {
+            Ok(_) if stays => self.ledger().counted(&key, more, true),
+            Err(error) if was_refused(error) => self.ledger().counted(&key, more, false),
+            _ => {}
+        }
+        outcome.map(|_| true)
+    }
+
+    /// Puts a new item into a set that all sides change, or takes out one that it put in. An item whose
+    /// fate is not known is left alone.
+    async fn change_set(&mut self, number: usize) -> Result<bool, Error> {
+        let key = format!("N{number}");
+        let mine = |(of, item): &(String, i64)| *of == key && self.items.contains(item);
+        let known = {
+            let ledger = self.ledger();
+            let sure = ledger.items.iter().filter(|(_, is)| **is == [true]);
+            sure.map(|(at, _)| at.clone()).find(|at| mine(at))
+        };
+        let (c, stays) = self.concern();
+        let (at, put_in) = match known {
+            Some(at) if stays && self.rng.random_bool(0.4) => (at, false),
+            _ => ((key.clone(), self.next()), true),
+        };
+        let change = match put_in {
+            true => doc! {"$addToSet": {"set": at.1}},
+            false => doc! {"$pull": {"set": at.1}},
+        };
+        self.items.insert(at.1);
+        self.ledger().items.insert(at.clone(), vec![true, false]);
+        let outcome = c.update_one(doc! {"_id": &key}, change).await;
+        let is = match &outcome {
+            Ok(_) if stays => Some(put_in),
+            Err(error) if was_refused(error) => Some(!put_in),
+            _ => None,
+        };
+        if let Some(is) = is {
+            self.ledger().items.insert(at, vec![is]);
+        }
+        outcome.map(|_| true)
     }
 
     /// This side's field of a document whose other field the other side writes.

@@ -139,6 +139,8 @@ pub(crate) struct SyncConfig {
     collections_to_sync: Vec<String>,
     max_retries: u32,
     batch_size: u32,
+    collections_first: Vec<String>,
+    collections_last: Vec<String>,
     /// Settings that were changed over the API and go before the file; only if there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     changed_here: Option<Vec<String>>,
@@ -163,6 +165,10 @@ pub(crate) struct SyncConfigChange {
     max_retries: Option<u32>,
     #[schema(minimum = 1, maximum = 10000)]
     batch_size: Option<u32>,
+    #[schema(max_items = 1000)]
+    collections_first: Option<Vec<Pattern>>,
+    #[schema(max_items = 1000)]
+    collections_last: Option<Vec<Pattern>>,
 }
 
 /// `{"success": true, "message": …}`

@@ -123,11 +123,12 @@ pub(super) async fn set(
 /// A text of the command line as the API wants it; what it can't be stays a text, which the API refuses.
 fn parse(name: &str, text: &str) -> Value {
     match name {
-        "collectionsToSync" if !text.trim_start().starts_with('[') => text
-            .split(',')
-            .map(str::trim)
-            .filter(|glob| !glob.is_empty())
-            .collect(),
+        "collectionsToSync" | "collectionsFirst" | "collectionsLast"
+            if !text.trim_start().starts_with('[') =>
+        {
+            let globs = text.split(',').map(str::trim);
+            globs.filter(|glob| !glob.is_empty()).collect()
+        }
         "conflictResolutionStrategy" => text.into(),
         "syncIntervalMinutes" if text.parse::<f64>().is_err() => {
             humantime::parse_duration(text).map_or(text.into(), |d| json!(d.as_secs_f64() / 60.0))

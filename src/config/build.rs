@@ -300,6 +300,8 @@ impl Reader<'_> {
             max_rate: self.size(&["link", "max_rate"]),
             quiet_hours: hours.iter().filter_map(|text| Hours::parse(text)).collect(),
             quiet_rate: self.size(&["link", "quiet_rate"]),
+            first: self.list(&["link", "first"]),
+            last: self.list(&["link", "last"]),
         })
     }
 

@@ -148,6 +148,8 @@ pub(super) static KEYS: &[Key] = &[
     key(&["link", "max_rate"], Kind::Size { min: 0 }),
     key(&["link", "quiet_hours"], Kind::Hours),
     key(&["link", "quiet_rate"], Kind::Size { min: 0 }),
+    key(&["link", "first"], Kind::Globs),
+    key(&["link", "last"], Kind::Globs),
     key(
         &["retry", "initial"],
         Kind::Duration {

@@ -415,3 +415,36 @@ fn entries_are_as_in_the_file() {
     }
     assert_eq!(entry(&loaded, "database").origin, "file, line 1");
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn anything_around_the_file_is_read_or_refused_without_a_secret(
+        before in "[ -~ॐ\n]{0,20}", after in "[ -~ॐ\n]{0,20}", name in proptest::sample::select(&[
+            "MONGODB_LOCAL_URL", "MONGODB_CLOUD_URL", "DATABASE_NAME", "SANGAM_API_TOKEN",
+        ][..]),
+    ) {
+        const SECRET: &str = "hUnTeR2hUnTeR2";
+        let value = format!("{before}{SECRET}{after}");
+        let line = format!("{name}={value}\n");
+        for loaded in [
+            load(&[("sangam.toml", NAMED), (".env", &line)], &[]),
+            load(&[("sangam.toml", NAMED)], &[(name, &value)]),
+            load(&[("sangam.toml", NAMED), ("secrets/remote_uri", &value)], &[("CREDENTIALS_DIRECTORY", "secrets")]),
+        ] {
+            match loaded {
+                // A database's name is no secret.
+                Err(error) if name != "DATABASE_NAME" => {
+                    proptest::prop_assert!(!error.contains(SECRET), "{error}");
+                }
+                Err(_) => {}
+                Ok(loaded) => {
+                    let shown = loaded.entries().into_iter().filter(|e| e.key != "database");
+                    let shown: Vec<String> = shown.map(|e| format!("{} {}", e.value, e.text)).collect();
+                    proptest::prop_assert!(!shown.concat().contains(SECRET), "{shown:?}");
+                }
+            }
+        }
+    }
+}

@@ -19,11 +19,12 @@ use crate::decide::Side;
 use crate::failure::{Failure, Reason};
 use crate::key::Id;
 use crate::loss;
+use crate::order::{self, Class, Rank};
 use crate::progress::Meter;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::walks::{self, Part, Tally};
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, lanes};
 use crate::walk::Place;
 
 /// Ranges compared at once.
@@ -37,6 +38,9 @@ const WAITING: u32 = 20_000;
 
 /// A collection whose queue does not move for so long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same for those of a better rank, whose documents may be slow to go.
+const MORE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Name under which a collection's first comparison is on record until it is over.
 pub(crate) fn first_name(ns: u32) -> String {
@@ -71,6 +75,8 @@ struct Collection {
     /// Its number in the meter.
     number: usize,
     first: bool,
+    /// Its place in the order.
+    rank: Rank,
 }
 
 /// Compares one database with base; what differs is queued when this returns.
@@ -156,6 +162,7 @@ impl Pass<'_> {
                 known.push((name, ns, self.begin_first(ns).await?));
             }
         }
+        known.sort_by_cached_key(|(name, ..)| settings.order.rank(self.db, name));
         let places = known.into_iter().map(|(name, ns, first)| async move {
             let place = Place::open(shared, settings, (self.db, &name), ns).await;
             place.map(|place| (name, place, first))
@@ -181,6 +188,7 @@ impl Pass<'_> {
             all.push(Collection {
                 place: Arc::new(place),
                 db: self.db.to_owned(),
+                rank: settings.order.rank(self.db, &name),
                 name,
                 number,
                 first,
@@ -211,7 +219,16 @@ impl Pass<'_> {
     /// Compares all that is left of these collections.
     async fn drive(&self, work: &VecDeque<(&Collection, bool)>) -> Result<(), Failure> {
         let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
+        let mut before: Option<Rank> = None;
         for (collection, exact) in work {
+            let rank = collection.rank;
+            if before.replace(rank).is_some_and(|before| before < rank) {
+                // What goes before is compared and gone before anything else takes of the link.
+                while let Some(task) = tasks.join_next().await {
+                    ended(Some(task))?;
+                }
+                self.room(rank, false).await?;
+            }
             let ns = collection.place.ns();
             let parts = self.shared.store.call(move |c| walks::parts(c, ns)).await;
             let parts = parts.map_err(store_failed)?;
@@ -226,7 +243,7 @@ impl Pass<'_> {
                         None => break,
                     },
                 };
-                self.room().await?;
+                self.room(rank, true).await?;
                 while tasks.len() >= AT_ONCE {
                     ended(tasks.join_next().await)?;
                 }
@@ -237,7 +254,7 @@ impl Pass<'_> {
                     first: collection.first,
                     number: collection.number,
                 };
-                tasks.spawn(task.run());
+                tasks.spawn(order::at(rank, task.run()));
             }
         }
         while let Some(task) = tasks.join_next().await {
@@ -270,8 +287,14 @@ impl Pass<'_> {
         Ok(Cutter::new(self.shared, place, start, documents, parts))
     }
 
-    /// Waits while the queues are long; an error when there is no use to wait.
-    async fn room(&self) -> Result<(), Failure> {
+    /// Waits while much is queued of this rank and better ones, or while anything is of better ones
+    /// alone; an error when there is no use to wait.
+    async fn room(&self, rank: Rank, own: bool) -> Result<(), Failure> {
+        let (most, patience) = match own {
+            true => (WAITING, PATIENCE),
+            false => (0, MORE_PATIENCE),
+        };
+        let counts = |class: &Class| class.rank < rank || own && class.rank == rank;
         let (mut least, mut since) = (u64::MAX, tokio::time::Instant::now());
         loop {
             if self.shared.paused.load(Ordering::Relaxed) {
@@ -286,17 +309,18 @@ impl Pass<'_> {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
-            let waiting = self
-                .shared
-                .store
-                .call(|c| walks::count_ready(c, WAITING + 1))
-                .await
-                .map_err(store_failed)?;
+            let mut classes = self.shared.classes();
+            classes.retain(counts);
+            let waiting = self.shared.store.call(move |c| {
+                let waiting = |class: &Class| lanes::count(c, &class.namespaces, most + 1);
+                classes.iter().map(waiting).sum::<rusqlite::Result<u64>>()
+            });
+            let waiting = waiting.await.map_err(store_failed)?;
             if waiting < least {
                 (least, since) = (waiting, tokio::time::Instant::now());
             }
             // Rows of a halted collection stay: they must not stop the others.
-            if waiting <= u64::from(WAITING) || since.elapsed() > PATIENCE {
+            if waiting <= u64::from(most) || since.elapsed() > patience {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::queue::{Row, Work, get_row, is_echo, table};
+use super::lanes::{COLUMNS, Found, Lanes, found};
+use super::queue::{Work, get_row, is_echo, table};
 use super::{base, transactions};
 use crate::decide::Side;
-use crate::key::{Id, Key};
+use crate::key::Key;
 
 /// What to claim.
 pub struct Claim {
@@ -20,7 +21,8 @@ pub struct Claim {
     pub limit: usize,
     /// ms since 1970; rows due later are passed over.
     pub now: i64,
-    /// Only these namespaces; empty means all.
+    /// Begin with documents of these namespaces only, of one rank as a rule; empty means all. What
+    /// belongs to one transaction with them comes along from whichever namespace.
     pub only: Vec<u32>,
     /// Never these namespaces (held collections, not synced any more).
     pub never: HashSet<u32>,
@@ -29,33 +31,6 @@ pub struct Claim {
     /// Namespaces whose documents wait for those of another that were changed before: GridFS files for
     /// their chunks (R15).
     pub behind: HashMap<u32, u32>,
-}
-
-/// A row as it stands in the queue.
-struct Found {
-    pos: i64,
-    key: Key,
-    id: Id,
-    row: Row,
-    hint: Option<Vec<u8>>,
-    due: i64,
-}
-
-const COLUMNS: &str = "pos, key, id, seq, hint, attempts, at, next_at";
-
-fn found(r: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
-    Ok(Found {
-        pos: r.get(0)?,
-        key: Key::from_bytes(r.get(1)?),
-        id: Id::from_bytes(r.get_ref(2)?.as_blob()?),
-        row: Row {
-            seq: r.get(3)?,
-            attempts: r.get(5)?,
-            at: r.get(6)?,
-        },
-        hint: r.get(4)?,
-        due: r.get(7)?,
-    })
 }
 
 /// Claims the next keys of a queue that are not `busy`, drops rows that are only echoes, and tells
@@ -86,33 +61,26 @@ fn fill(
     // Rows passed over cost little, but a claim must end: the thread serves others too.
     let mut budget = 20_000_usize;
     let grouped = what.of == Side::Local && what.limit > 0 && transactions::any(c)?;
-    let mut rows = c.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM {} WHERE held IS NULL AND pos > ? ORDER BY pos LIMIT ?",
-        table(what.of)
-    ))?;
-    let mut rows = rows.query(params![at, i64::try_from(budget).unwrap_or(i64::MAX)])?;
-    while let Some(r) = rows.next()? {
-        if what.limit > 0 && works.len() >= what.limit {
+    let mut lanes = Lanes::new(what.of, &what.only, at);
+    while let Some(first) = lanes.next(c)? {
+        if budget == 0 || what.limit > 0 && works.len() >= what.limit {
             return Ok(Some(at));
         }
         budget -= 1;
-        let key = r.get_ref(1)?.as_blob()?;
-        at = r.get(0)?;
-        let due: i64 = r.get(7)?;
-        if due > what.now {
+        at = first.pos;
+        if first.due > what.now {
             continue;
         }
         let transaction = match grouped {
-            true => transactions::of(c, key)?,
+            true => transactions::of(c, first.key.as_bytes())?,
             false => None,
         };
-        let first = found(r)?;
         match transaction {
             None => works.extend(take(c, what, busy, (first, None))?),
             Some(transaction) => together(c, what, busy, works, (first, transaction))?,
         }
     }
-    Ok((budget == 0).then_some(at))
+    Ok(None)
 }
 
 /// Claims a row, unless it is busy, not wanted, or an echo.
@@ -130,10 +98,7 @@ fn take(
         hint,
         ..
     } = found;
-    if busy.contains(&key)
-        || what.never.contains(&key.ns())
-        || !(what.only.is_empty() || what.only.contains(&key.ns()))
-    {
+    if busy.contains(&key) || what.never.contains(&key.ns()) {
         return Ok(None);
     }
     if let Some(first) = what.behind.get(&key.ns())

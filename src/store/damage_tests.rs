@@ -111,7 +111,7 @@ fn work(c: &Connection) -> rusqlite::Result<()> {
     }
     fill(c, 9)?;
     queue::counts(c, Side::Local)?;
-    queue::list(c, 10)?;
+    lanes::list(c, 10, &[])?;
     Ok(())
 }
 

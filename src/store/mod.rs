@@ -14,6 +14,7 @@ pub mod claim;
 pub mod definitions;
 mod dictionaries;
 pub mod differences;
+pub mod lanes;
 pub mod queue;
 pub mod records;
 mod schema;
@@ -284,7 +285,7 @@ impl Store {
     }
 }
 
-/// A value kept under a name, inside a call.
+/// A value kept under a name, inside a call; one that was kept as NULL is none.
 pub fn get_meta<T: rusqlite::types::FromSql>(
     c: &Connection,
     name: &str,
@@ -292,6 +293,7 @@ pub fn get_meta<T: rusqlite::types::FromSql>(
     c.prepare_cached("SELECT v FROM meta WHERE k = ?")?
         .query_row([name], |r| r.get(0))
         .optional()
+        .map(Option::flatten)
 }
 
 /// Keeps a value under a name, inside a call.

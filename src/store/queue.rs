@@ -68,6 +68,13 @@ impl super::Store {
         pairs.collect()
     }
 
+    /// All namespaces: number, database and collection.
+    pub fn namespaces(&self) -> Vec<(u32, (String, String))> {
+        let all = self.lock_namespaces();
+        let pairs = all.by_number.iter();
+        pairs.map(|(n, name)| (*n, name.clone())).collect()
+    }
+
     /// Database and collection of a namespace number.
     pub fn namespace_name(&self, n: u32) -> Option<(String, String)> {
         self.lock_namespaces().by_number.get(&n).cloned()
@@ -399,33 +406,6 @@ pub fn count_of(c: &Connection, ns: u32) -> rusqlite::Result<u64> {
             })?;
     }
     Ok(total)
-}
-
-/// One listed row: side of the change, key, `_id`, first seen, state, reason.
-pub type Listed = (Side, Key, Id, i64, Option<String>, Option<String>);
-
-/// The oldest rows of both queues.
-pub fn list(c: &Connection, limit: u32) -> rusqlite::Result<Vec<Listed>> {
-    let mut all = Vec::new();
-    for of in [Side::Local, Side::Remote] {
-        let mut rows = c.prepare_cached(&format!(
-            "SELECT key, id, at, held, reason FROM {} ORDER BY pos LIMIT ?",
-            table(of)
-        ))?;
-        for row in rows.query_map([limit], |r| {
-            Ok((
-                of,
-                Key::from_bytes(r.get(0)?),
-                Id::from_bytes(r.get_ref(1)?.as_blob()?),
-                r.get(2)?,
-                r.get(3)?,
-                r.get(4)?,
-            ))
-        })? {
-            all.push(row?);
-        }
-    }
-    Ok(all)
 }
 
 /// A queued document, whichever queue has it.

@@ -212,19 +212,6 @@ pub fn count_queued(c: &Connection, ns: u32, most: u32) -> rusqlite::Result<u64>
     Ok(all)
 }
 
-/// Rows in both queues that are not held; no more than `most` of each are counted.
-pub fn count_ready(c: &Connection, most: u32) -> rusqlite::Result<u64> {
-    let mut all = 0;
-    for table in ["outbox", "inbox"] {
-        let sql =
-            format!("SELECT count(*) FROM (SELECT 1 FROM {table} WHERE held IS NULL LIMIT ?)");
-        all += c
-            .prepare_cached(&sql)?
-            .query_row([most], |r| r.get::<_, u64>(0))?;
-    }
-    Ok(all)
-}
-
 /// Whether both queues are empty and no write is undecided: then no document needs a second look.
 pub fn is_idle(c: &Connection) -> rusqlite::Result<bool> {
     c.prepare_cached(

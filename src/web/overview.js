@@ -190,7 +190,7 @@ function collectionTable(list) {
   return h("table", { class: "stack" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Collection"), ["Here", "Cloud", "Waiting"].map((n) => h("th", { scope: "col", class: "num" }, n)), h("th", { scope: "col" }, "Last moved"))),
     h("tbody", {}, list.map((c) => h("tr", {},
-      h("th", { scope: "row" }, c.collection, " ", c.halted && h("span", { class: "pill bad" }, "on hold")),
+      h("th", { scope: "row" }, c.collection, " ", c.halted && h("span", { class: "pill bad" }, "on hold"), c.goes && h("span", { class: "pill" }, `goes ${c.goes}`)),
       cell("Here", c.local === null ? "–" : number(c.local)), cell("Cloud", c.remote === null ? "–" : number(c.remote)),
       cell("Waiting", c.pending ? h("span", { class: "pill wait" }, number(c.pending)) : "0"), cell("Last moved", time(c.lastChange), "")))));
 }

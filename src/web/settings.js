@@ -44,6 +44,7 @@ export function settings(main) {
       if (!list.length) throw new Error("Please name at least one collection, or * for all.");
       return list;
     };
+    const names = (input) => input.value.split(/[\n,]/).map((t) => t.trim()).filter(Boolean);
     const minutes = (input) => {
       if (input.value === shortMinutes) return config.syncIntervalMinutes;
       const n = Number(input.value);
@@ -56,6 +57,8 @@ export function settings(main) {
       field("autoSyncEnabled", "Sync by itself", "Off: changes wait until somebody presses Sync now.", h("input", { type: "checkbox", checked: config.autoSyncEnabled }), (i) => i.checked),
       field("conflictResolutionStrategy", "When both places changed the same thing", "What is not kept stays on record and can be put back.", h("select", {}, POLICIES.map(([value, name]) => h("option", { value, selected: value === config.conflictResolutionStrategy }, name))), (i) => i.value),
       field("collectionsToSync", "Collections to sync", "One a line; * stands for any text.", h("textarea", { rows: 4, value: config.collectionsToSync.join("\n") }), globs),
+      field("collectionsFirst", "Collections that go first", "One a line, in this order: on a slow line they go before all others.", h("textarea", { rows: 2, value: config.collectionsFirst.join("\n") }), names),
+      field("collectionsLast", "Collections that go last", "One a line, in this order: they go after all others.", h("textarea", { rows: 2, value: config.collectionsLast.join("\n") }), names),
       field("syncIntervalMinutes", "Ask the cloud for changes every … minutes", "Only where the cloud can’t tell of them by itself.", h("input", { inputMode: "decimal", value: shortMinutes }), minutes),
       field("batchSize", "Documents in one go", "Fewer for a very slow connection.", h("input", { inputMode: "numeric", value: String(config.batchSize) }), whole(1, 10000)),
       field("maxRetries", "Tries before a refused document is put aside", "It is tried again whenever it changes.", h("input", { inputMode: "numeric", value: String(config.maxRetries) }), whole(0, 1000)),

@@ -29,7 +29,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use scene::{conflict, documents, prepare};
 use tokio::task::JoinHandle;
-use writers::{Shared, WRITERS_A_SIDE, Writer};
+use writers::{RULES, Shared, WRITERS_A_SIDE, Writer};
 
 /// Each takes one rule of the protocol away.
 const MUTATIONS: [&str; 7] = [
@@ -226,6 +226,10 @@ fn settings(world: &World, seed: u64, mutation: &str) -> Settings {
         .set("sync.stamp_documents", &stamp.to_string())
         // The guard against mass deletes has tests of its own; here a few documents are all.
         .set("sync.mass_delete_percent", "0");
+    let with_rule = |settings: Settings, (field, rule): (&str, &str)| {
+        settings.set(&format!("sync.rules.c.{field}"), &format!("{rule:?}"))
+    };
+    let settings = RULES.into_iter().fold(settings, with_rule);
     if mutation.is_empty() {
         return settings;
     }
