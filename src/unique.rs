@@ -81,6 +81,17 @@ pub(crate) async fn untie_all(
                 tracing::debug!(key = ?items[i].work.key, why, "a unique value is in the way");
                 items[i].state = State::Look;
             }
+            Answer::Interrupted(intents) => {
+                tracing::debug!(key = ?items[i].work.key, "a transaction was interrupted");
+                // Whether it happened is asked before anything else is decided, of every document in it.
+                for item in items.iter_mut() {
+                    if let Some((_, intent)) = intents.iter().find(|(k, _)| *k == item.work.key) {
+                        let late = shared.late_until(&item.work.key, intent).is_some();
+                        item.work.intent = Some(intent.clone());
+                        item.state = if late { State::Done } else { State::Look };
+                    }
+                }
+            }
             Answer::Busy => {
                 // By chance, or those of a cycle that each hold one would meet again and again.
                 let wait = Duration::from_millis(rand::random_range(200..1_500));
@@ -168,6 +179,8 @@ enum Answer {
     Untied(HashSet<Key>),
     /// Something moved: look again.
     Again(&'static str),
+    /// It is not known whether these writes happened.
+    Interrupted(Vec<(Key, Intent)>),
     /// A document in the way is being worked on: all is let go of, and tried again later.
     Busy,
     /// This document keeps the value.
@@ -412,11 +425,11 @@ impl Knot<'_> {
                 )
             })
             .collect();
+        let kept = intents.clone();
         self.shared
             .store
             .call(move |c| {
-                intents
-                    .iter()
+                kept.iter()
                     .try_for_each(|(key, intent)| base::put_intent(c, key, intent))
             })
             .await
@@ -442,13 +455,13 @@ impl Knot<'_> {
                 Ok(Answer::Untied(keys))
             }
             Verdict::Unknown { late } => {
-                // The intents stay: the next look asks whether it happened.
+                // The intents stay, with the documents as well: the next look asks whether it happened.
                 if late {
                     keys.iter().for_each(|key| self.shared.set_late(key));
                 }
                 failure
                     .filter(Failure::is_offline)
-                    .map_or(Ok(Answer::Again("the transaction was interrupted")), Err)
+                    .map_or(Ok(Answer::Interrupted(intents)), Err)
             }
             refused => {
                 let forget: Vec<Key> = keys.into_iter().collect();

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::kit::{
     Docs, body, both, conflicts_now, converged_without_conflict, cut, heal, index, set,
     the_conflict, wait_closed, wait_content,
@@ -435,4 +437,45 @@ async fn r16_a_conflict_whose_cause_goes_before_it_is_on_record_closes_by_itself
     wait_content(&there, 2, doc! {"_id": 2, "u": "john"}).await;
     wait_closed(&world, &daemon).await;
     world.wait_converged(&daemon).await;
+}
+
+#[tokio::test]
+async fn r16_a_ring_whose_transactions_happen_without_an_answer_is_no_conflict() {
+    // GIVEN a remote that carries out transactions and then says that it can't tell
+    let args = ["--setParameter", "enableTestCommands=1"];
+    let world = World::with_server_args("ring_unanswered", &args).await;
+    index(&world, "c", unique(doc! {"u": 1})).await;
+    let (here, there) = both(&world, "c");
+    let mut ring = ["a", "b", "c", "d"];
+    let docs = (1..).zip(ring).map(|(i, u)| doc! {"_id": i, "u": u});
+    here.insert_many(docs).await.unwrap();
+    let daemon = world.start().await;
+    world.wait_converged(&daemon).await;
+    let admin = world.remote.client().database("admin");
+    let unsure = doc! {
+        "configureFailPoint": "failCommand", "mode": {"activationProbability": 0.7},
+        "data": {
+            "failCommands": ["commitTransaction"], "appName": "sangam",
+            "writeConcernError": {"code": 189, "codeName": "PrimarySteppedDown", "errmsg": "stepped down"},
+        },
+    };
+    admin.run_command(unsure).await.unwrap();
+    // WHEN names go round all the while, also between a commit and the next look
+    world.link.round_trip(Duration::from_millis(60));
+    for _ in 0..100 {
+        ring.rotate_right(1);
+        // One by one: what the daemon sees of it at a moment is a ring it has to untie.
+        for parking in ["parked-", ""] {
+            for (i, u) in (1..).zip(ring) {
+                set(&here, i, doc! {"u": format!("{parking}{u}")}).await;
+            }
+        }
+    }
+    let sure = doc! {"configureFailPoint": "failCommand", "mode": "off"};
+    admin.run_command(sure).await.unwrap();
+    world.link.round_trip(Duration::ZERO);
+    // THEN they end up the same, and nobody is asked
+    converged_without_conflict(&world, &daemon).await;
+    assert_eq!(names(&there, 4).await, ring);
+    assert!(daemon.log().contains("a transaction was interrupted"));
 }
