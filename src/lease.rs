@@ -1,8 +1,8 @@
 //! The lease: of several daemons on one pair of databases, exactly one writes.
 //!
 //! It is a document in the local database. Who holds it renews it; whoever stands by takes it when it
-//! has stood still for [`SILENCE`] by the standby's own clock. No clocks of two machines are ever
-//! compared. A holder that could not renew for [`VALID`] counts itself out.
+//! has stood still for ten seconds by the standby's own clock. No clocks of two machines are ever
+//! compared. A holder that could not renew for five seconds counts itself out.
 //!
 //! That alone would not stop a holder that was suspended between its look at the clock and its write,
 //! nor a command that a slow link delivers late. So there is a fence on each side, kept by that side's
@@ -13,7 +13,7 @@
 //!
 //! Whoever stands by does all but write: it captures, follows and settles what is equal, so that it has
 //! a queue and a base of its own when it takes over. What the last holder may have written and the
-//! standby has not seen settled yet is in [`legacy`].
+//! standby has not seen settled yet is in `legacy`.
 
 mod document;
 mod keeper;

@@ -82,7 +82,7 @@ pub(super) struct BulkBody {
     #[schema(max_length = 4096)]
     notes: Option<String>,
     /// At most so many.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 0, maximum = 1_000_000)]
     max: Option<u64>,
     /// Go on behind this conflict: `next` of the answer before.
@@ -99,7 +99,7 @@ pub(super) struct AutoBody {
     #[serde(default)]
     collection: Option<String>,
     /// At most so many.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 0, maximum = 1_000_000)]
     max: Option<u64>,
     /// Go on behind this conflict: `next` of the answer before.
@@ -115,6 +115,18 @@ pub(super) struct UndoBody {
     #[serde(default)]
     #[schema(value_type = Option<Value>)]
     new_value: Option<Value>,
+}
+
+/// A whole number; in JSON `5.0` is one.
+fn whole<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else {
+        return Ok(None);
+    };
+    let float = number.as_f64().filter(|n| n.fract() == 0.0);
+    let float = float.filter(|n| (0.0..1e15).contains(n));
+    let whole = number.as_u64().or(float.map(|n| n as u64));
+    let wrong = || serde::de::Error::custom("max must be a whole number from 0 on");
+    whole.map(Some).ok_or_else(wrong)
 }
 
 fn bad(detail: impl Into<String>) -> ApiError {

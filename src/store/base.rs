@@ -74,7 +74,7 @@ fn stored(marker: u8, content: &[u8], bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The reverse of [`Dictionaries::encode`], on the store's own thread; `None` when the bytes were
+/// The reverse of `Dictionaries::encode`, on the store's own thread; `None` when the bytes were
 /// damaged on disk.
 pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
     let (marker, rest) = stored.split_first()?;
@@ -262,7 +262,7 @@ pub fn put(c: &Connection, key: &Key, content: Option<&[u8]>) -> rusqlite::Resul
     put_encoded(c, key, encoded.as_deref())
 }
 
-/// The same with what [`Dictionaries::encode`] made of the content, so that the store's thread is spared it.
+/// The same with what `Dictionaries::encode` made of the content, so that the store's thread is spared it.
 pub fn put_encoded(c: &Connection, key: &Key, encoded: Option<&[u8]>) -> rusqlite::Result<()> {
     match encoded {
         Some(encoded) => c

@@ -67,7 +67,7 @@ async fn histories_end_equal_with_nothing_lost() {
     let mutation = std::env::var("SANGAM_MUTATION").unwrap_or_default();
     let seeds = match number("SANGAM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SANGAM_SEEDS").unwrap_or(3),
+        None => 0..number("SANGAM_SEEDS").unwrap_or(2),
     };
     let mut failed = Vec::new();
     for seed in seeds {
