@@ -14,7 +14,7 @@ use serde_json::json;
 #[tokio::test]
 async fn r14_documents_up_to_the_servers_limit() {
     // GIVEN documents of 16 MiB less the stamp on either side
-    let world = World::new("huge").await;
+    let world = roomy("huge").await;
     let daemon = world.start().await;
     let (here, there) = both(&world, "c");
     let huge =
