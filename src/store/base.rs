@@ -1,10 +1,8 @@
 //! Base and intents: what both sides agreed on, and writes that may have happened.
 
-use std::cell::RefCell;
-
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::dictionaries::Dictionaries;
+use super::dictionaries::{self, Dictionaries};
 use crate::decide::Side;
 use crate::key::Key;
 
@@ -28,14 +26,6 @@ const LEFT_REMOTE: u8 = 0x20;
 /// 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
 const LARGEST: u64 = 17 << 20;
 
-thread_local! {
-    // Making a context costs more than all the rest for a document of a few hundred bytes.
-    static PACKER: RefCell<Option<zstd::bulk::Compressor<'static>>> =
-        RefCell::new(zstd::bulk::Compressor::new(1).ok());
-    static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
-        RefCell::new(zstd::bulk::Decompressor::new().ok());
-}
-
 /// A content of a collection as the store keeps it: marker, checksum, bytes (zstd unless it is small).
 /// For the store's own thread.
 pub(crate) fn encode(ns: u32, content: &[u8]) -> Vec<u8> {
@@ -52,7 +42,7 @@ impl Dictionaries {
         } else if content.len() < PLAIN_BELOW {
             None
         } else {
-            PACKER.with_borrow_mut(|p| p.as_mut()?.compress(content).ok())
+            dictionaries::compress(content, None)
         };
         match &packed {
             Some(p) if p.len() < content.len() => stored(ZSTD, content, p),
@@ -83,11 +73,7 @@ pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
         ZSTD => {
             let size = zstd::zstd_safe::get_frame_content_size(bytes).ok()??;
             let size = usize::try_from(Some(size).filter(|s| *s <= LARGEST)?).ok()?;
-            if zstd::zstd_safe::get_dict_id_from_frame(bytes).is_some() {
-                Dictionaries::mine().unpack(bytes, size)?
-            } else {
-                UNPACKER.with_borrow_mut(|u| u.as_mut()?.decompress(bytes, size).ok())?
-            }
+            Dictionaries::mine().unpack(bytes, size)?
         }
         PLAIN => bytes.to_vec(),
         _ => return None,

@@ -7,7 +7,7 @@
 //! dictionary is on disk before anything refers to it, and stays.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -34,7 +34,7 @@ const SIZE: usize = 16 << 10;
 /// Dictionaries in use at once; each takes about 150 KB of memory.
 const MOST: usize = 64;
 
-/// The level that is fastest with a dictionary.
+/// The fastest level of the usual ones, with a dictionary and without.
 const LEVEL: i32 = 1;
 
 struct Dictionary {
@@ -49,12 +49,19 @@ struct Known {
     by_number: HashMap<u32, Arc<Dictionary>>,
 }
 
+/// Contents of one collection, with their bytes.
+#[derive(Default)]
+struct Sample {
+    contents: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
 #[derive(Default)]
 struct Samples {
-    of: HashMap<u32, Vec<Vec<u8>>>,
+    of: HashMap<u32, Sample>,
     bytes: usize,
     /// Collections that are being trained for, or can't be.
-    done: std::collections::HashSet<u32>,
+    done: HashSet<u32>,
 }
 
 /// The dictionaries of one store.
@@ -126,28 +133,22 @@ impl Dictionaries {
         let pack = dictionary
             .pack
             .get_or_init(|| CDict::create(&dictionary.bytes, LEVEL));
-        PACKER.with_borrow_mut(|(context, scratch)| {
-            scratch.clear();
-            scratch.reserve(zstd_safe::compress_bound(content.len()));
-            let packed = context.compress_using_cdict(scratch, content, pack);
-            let packed = packed.ok().map(|_| scratch.clone());
-            if scratch.capacity() > 1 << 20 {
-                *scratch = Vec::new();
-            }
-            packed
-        })
+        compress(content, Some(pack))
     }
 
-    /// The content of a frame of no more than `size` bytes that was packed with a dictionary.
+    /// The content of a frame of no more than `size` bytes, packed with a dictionary or without.
     pub(super) fn unpack(&self, frame: &[u8], size: usize) -> Option<Vec<u8>> {
-        let number = zstd_safe::get_dict_id_from_frame(frame)?;
+        let mut content = Vec::with_capacity(size);
+        let Some(number) = zstd_safe::get_dict_id_from_frame(frame) else {
+            let unpacked = UNPACKER.with_borrow_mut(|c| c.decompress(&mut content, frame));
+            return unpacked.ok().map(|_| content);
+        };
         let known = self.known.read().unwrap_or_else(|e| e.into_inner());
         let dictionary = known.by_number.get(&number.get())?.clone();
         drop(known);
         let unpack = dictionary
             .unpack
             .get_or_init(|| DDict::create(&dictionary.bytes));
-        let mut content = Vec::with_capacity(size);
         UNPACKER
             .with_borrow_mut(|c| c.decompress_using_ddict(&mut content, frame, unpack))
             .ok()?;
@@ -166,8 +167,9 @@ impl Dictionaries {
         }
         samples.bytes += content.len();
         let of = samples.of.entry(ns).or_default();
-        of.push(content.to_vec());
-        if of.len() >= SAMPLES && of.iter().map(Vec::len).sum::<usize>() >= SAMPLE {
+        of.bytes += content.len();
+        of.contents.push(content.to_vec());
+        if of.contents.len() >= SAMPLES && of.bytes >= SAMPLE {
             samples.done.insert(ns);
             self.due.store(true, Ordering::Relaxed);
         }
@@ -180,18 +182,17 @@ impl Dictionaries {
 
     /// Trains what is due; takes a tenth of a second for each.
     pub(super) fn train(&self) -> Vec<(u32, Vec<u8>)> {
-        let mut samples = lock(&self.samples);
-        let full = samples.done.clone();
-        let taken: Vec<_> = full
-            .into_iter()
-            .filter_map(|ns| Some((ns, samples.of.remove(&ns)?)))
-            .collect();
-        let bytes: usize = taken.iter().flat_map(|(_, s)| s).map(Vec::len).sum();
-        samples.bytes = samples.bytes.saturating_sub(bytes);
-        drop(samples);
-        let trained = taken.into_iter().filter_map(|(ns, samples)| {
+        let taken: Vec<_> = {
+            let mut samples = lock(&self.samples);
+            let Samples { of, bytes, done } = &mut *samples;
+            let taken = of.extract_if(|ns, _| done.contains(ns));
+            taken
+                .inspect(|(_, sample)| *bytes -= sample.bytes)
+                .collect()
+        };
+        let trained = taken.into_iter().filter_map(|(ns, sample)| {
             // It fails on contents that have nothing in common; then there is nothing to gain.
-            let bytes = zstd::dict::from_samples(&samples, SIZE).ok()?;
+            let bytes = zstd::dict::from_samples(&sample.contents, SIZE).ok()?;
             zstd_safe::get_dict_id(&bytes).map(|_| (ns, bytes))
         });
         trained.collect()
@@ -203,6 +204,23 @@ impl Dictionaries {
             self.learned(ns, bytes);
         }
     }
+}
+
+/// A content as one zstd frame.
+pub(super) fn compress(content: &[u8], with: Option<&CDict<'_>>) -> Option<Vec<u8>> {
+    PACKER.with_borrow_mut(|(context, scratch)| {
+        scratch.clear();
+        scratch.reserve(zstd_safe::compress_bound(content.len()));
+        let packed = match with {
+            Some(dictionary) => context.compress_using_cdict(scratch, content, dictionary),
+            None => context.compress(scratch, content, LEVEL),
+        };
+        let packed = packed.ok().map(|_| scratch.clone());
+        if scratch.capacity() > 1 << 20 {
+            *scratch = Vec::new();
+        }
+        packed
+    })
 }
 
 /// Stores dictionaries.
