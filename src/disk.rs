@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::settle::store_failed;
 use crate::shared::Shared;
@@ -57,9 +56,7 @@ async fn look(shared: &Shared) -> Result<Option<String>, Failure> {
     if shared.store.is_refused().await.map_err(store_failed)? {
         return Ok(Some(REFUSED.to_owned()));
     }
-    let counted = shared
-        .store
-        .call(|c| Ok(queue::counts(c, Side::Local)?.all + queue::counts(c, Side::Remote)?.all));
+    let counted = shared.store.call(queue::count_all);
     match counted.await.map_err(store_failed) {
         Ok(rows) if rows * ROW > most => Ok(Some(format!(
             "the queue has reached queue.max_bytes with {rows} documents: further changes are not \

@@ -114,15 +114,7 @@ async fn attempt(
     let _turn = match lease {
         Some(lease) => {
             let announced = announce(lease, endpoint.side, writes).await;
-            // Nothing was sent, and it says nothing of this side.
-            let class = Class::Transient;
-            announced.map_err(|f| {
-                before(Failure {
-                    class,
-                    answered: true,
-                    ..f
-                })
-            })?;
+            announced.map_err(before)?;
             Some(lease.turn(endpoint.side).await)
         }
         None => None,

@@ -210,13 +210,7 @@ pub async fn write(
     if let Some(lease) = endpoint.lease.get() {
         let all = writes.iter().map(|(w, _)| *w);
         if let Err(failure) = legacy::announce(lease, endpoint.side, (db, coll), all).await {
-            // Nothing was sent, and it says nothing of this side.
-            let class = Class::Transient;
-            outcome.failure = Some(Failure {
-                class,
-                answered: true,
-                ..failure
-            });
+            outcome.failure = Some(failure);
             return outcome;
         }
     }
@@ -271,6 +265,12 @@ fn fenced_form<'a>(write: &Write, form: &'a Form) -> &'a Form {
         (Form::Insert, _) => &Form::Create,
         (form, _) => form,
     }
+}
+
+/// How long the server may work at a command, in ms.
+pub(crate) fn max_time(fence: Option<i64>) -> i32 {
+    let most = fence.map_or(MAX_TIME, |_| AT_WORK);
+    i32::try_from(most.as_millis()).expect("a few seconds")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -358,11 +358,7 @@ impl Batch {
         let mut w = Writer::new();
         let (verb, list) = kind.words();
         w.str(verb, coll).bool("ordered", false);
-        let most = fence.map_or(MAX_TIME, |_| AT_WORK);
-        w.i32(
-            "maxTimeMS",
-            i32::try_from(most.as_millis()).expect("a few seconds"),
-        );
+        w.i32("maxTimeMS", max_time(fence));
         w.open("writeConcern").str("w", "majority").close();
         w.open_array(list);
         Self {

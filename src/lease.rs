@@ -179,6 +179,11 @@ fn clock() -> i64 {
     now.tv_sec * 1000 + now.tv_nsec / 1_000_000
 }
 
+/// [`AT_WORK`] in ms.
+fn at_work() -> i64 {
+    i64::try_from(AT_WORK.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
 impl Lease {
     /// Nothing is held yet. `me` names this daemon's state.
     pub fn new(config: &Config, me: String, local: Weak<Endpoint>) -> Self {

@@ -39,6 +39,16 @@ pub struct Class {
     pub namespaces: Vec<u32>,
 }
 
+impl Class {
+    /// All collections, none before another.
+    pub fn all() -> Self {
+        Self {
+            rank: 0,
+            namespaces: vec![],
+        }
+    }
+}
+
 impl Order {
     /// An order by patterns; what neither list names goes between them.
     pub fn new(first: &[String], last: &[String]) -> Self {
@@ -92,12 +102,8 @@ impl Order {
         &self,
         namespaces: impl IntoIterator<Item = (u32, (String, String))>,
     ) -> Vec<Class> {
-        let all = || Class {
-            rank: 0,
-            namespaces: vec![],
-        };
         if self.is_level() {
-            return vec![all()];
+            return vec![Class::all()];
         }
         let mut by_rank: BTreeMap<Rank, Vec<u32>> = BTreeMap::new();
         for (n, (db, coll)) in namespaces {
@@ -109,7 +115,7 @@ impl Order {
         });
         let classes: Vec<Class> = classes.collect();
         match classes.is_empty() {
-            true => vec![all()],
+            true => vec![Class::all()],
             false => classes,
         }
     }

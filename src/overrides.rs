@@ -160,7 +160,7 @@ impl Overrides {
 }
 
 /// `5.0` is the whole number 5, in JSON as in its schemas.
-fn whole(value: &Json) -> Json {
+pub(crate) fn whole(value: &Json) -> Json {
     match value.as_f64() {
         Some(n) if value.is_f64() && n.fract() == 0.0 && (0.0..1e9).contains(&n) => json!(n as u64),
         _ => value.clone(),

@@ -483,19 +483,10 @@ fn refuse(
 /// Puts back what has to wait for whoever holds the lease. The longer it has waited, the longer it is
 /// left alone: each look reads both sides.
 pub(crate) async fn withhold(shared: &Arc<Shared>, left: Vec<Work>) -> Result<(), Failure> {
-    let now = Utc::now().timestamp_millis();
-    let deferring = shared.store.call(move |c| {
-        for work in &left {
-            for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
-                if let Some(row) = row {
-                    let wait = ((now - row.at) / 4).clamp(1_000, 60_000);
-                    queue::defer(c, side, &work.key, now + wait, false, None)?;
-                }
-            }
-        }
-        Ok(())
-    });
-    deferring.await.map_err(store_failed)
+    defer_all(shared, left, |now, row| {
+        ((now - row.at) / 4).clamp(1_000, 60_000)
+    })
+    .await
 }
 
 /// Puts back what a batch could not finish; it is looked at again after `wait`.
@@ -504,22 +495,29 @@ pub(crate) async fn put_back(
     left: Vec<Work>,
     wait: Duration,
 ) -> Result<(), Failure> {
+    let wait = i64::try_from(wait.as_millis()).unwrap_or(0);
+    defer_all(shared, left, move |_, _| wait).await
+}
+
+/// Puts rows off, each for as many ms as `wait` says of the time now and the row.
+async fn defer_all(
+    shared: &Arc<Shared>,
+    left: Vec<Work>,
+    wait: impl Fn(i64, &Row) -> i64 + Send + 'static,
+) -> Result<(), Failure> {
     if left.is_empty() {
         return Ok(());
     }
-    let due = Utc::now().timestamp_millis() + i64::try_from(wait.as_millis()).unwrap_or(0);
-    shared
-        .store
-        .call(move |c| {
-            for work in &left {
-                for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
-                    if row.is_some() {
-                        queue::defer(c, side, &work.key, due, false, None)?;
-                    }
+    let now = Utc::now().timestamp_millis();
+    let deferring = shared.store.call(move |c| {
+        for work in &left {
+            for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
+                if let Some(row) = row {
+                    queue::defer(c, side, &work.key, now + wait(now, row), false, None)?;
                 }
             }
-            Ok(())
-        })
-        .await
-        .map_err(store_failed)
+        }
+        Ok(())
+    });
+    deferring.await.map_err(store_failed)
 }

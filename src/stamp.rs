@@ -14,11 +14,9 @@ use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::guard::{self, Verdict};
 use crate::key::{Id, Key};
-use crate::lease::AT_WORK;
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
-use crate::side::MAX_TIME;
 use crate::store::queue;
 use crate::store::{base, records};
 
@@ -214,10 +212,7 @@ async fn write(
     let fence = shared.local.fence();
     let mut w = Writer::new();
     w.str("update", coll).bool("ordered", false);
-    w.i32(
-        "maxTimeMS",
-        i32::try_from(fence.map_or(MAX_TIME, |_| AT_WORK).as_millis()).expect("a few seconds"),
-    );
+    w.i32("maxTimeMS", guard::max_time(fence));
     // The next look reads what a majority has: it must not miss this stamp.
     w.open("writeConcern").str("w", "majority").close();
     w.open_array("updates");

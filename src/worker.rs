@@ -190,9 +190,7 @@ fn what(shared: &Shared, limit: usize) -> Claim {
 /// While nothing may be moved, the events of what was moved before still arrive: they don't wait
 /// for anything and shall not be counted as if they did.
 async fn drop_echoes(shared: &Arc<Shared>) -> Result<(), Failure> {
-    let queued = shared
-        .store
-        .call(|c| Ok(queue::counts(c, Side::Local)?.all + queue::counts(c, Side::Remote)?.all));
+    let queued = shared.store.call(queue::count_all);
     if queued.await.map_err(crate::settle::store_failed)? > FEW {
         return Ok(());
     }

@@ -195,6 +195,11 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
+    /// Whichever took longer.
+    pub(crate) fn slower(self, other: Self) -> Self {
+        if self.took > other.took { self } else { other }
+    }
+
     /// Documents a second.
     pub(crate) fn per_second(self) -> f64 {
         self.documents as f64 / self.took.as_secs_f64()

@@ -99,26 +99,16 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
         format!("{case}: bare reads of local, of remote, before and after"),
         format!("{local}, {remote}"),
     );
-    let slower = if local.took > remote.took {
-        local
-    } else {
-        remote
-    };
     table.ratio(
         format!("{case}, against the slower bare read"),
         ours,
-        slower,
+        local.slower(remote),
         Target::AtLeast(0.5),
     );
-    let at_once = if here_too.took > there_too.took {
-        here_too
-    } else {
-        there_too
-    };
     table.ratio(
         format!("{case}, against the slower bare read when both sides are read at once"),
         ours,
-        at_once,
+        here_too.slower(there_too),
         Target::AtLeast(0.5),
     );
     let both = Rate {

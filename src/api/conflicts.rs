@@ -16,6 +16,7 @@ use super::{Answer, ApiError, MOST_ENTRIES, in_time, object, read, without_limit
 use crate::decide::Kind;
 use crate::dispatch::Dispatcher;
 use crate::many::{Many, Selection};
+use crate::overrides;
 use crate::resolution::Strategy;
 use crate::resolve::{Request, Resolution};
 use crate::view::Filter;
@@ -117,16 +118,19 @@ pub(super) struct UndoBody {
     new_value: Option<Value>,
 }
 
-/// A whole number; in JSON `5.0` is one.
+/// A number of conflicts, if any.
 fn whole<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
-    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else {
-        return Ok(None);
-    };
-    let float = number.as_f64().filter(|n| n.fract() == 0.0);
-    let float = float.filter(|n| (0.0..1e15).contains(n));
-    let whole = number.as_u64().or(float.map(|n| n as u64));
-    let wrong = || serde::de::Error::custom("max must be a whole number from 0 on");
-    whole.map(Some).ok_or_else(wrong)
+    let given = Value::deserialize(from)?;
+    let number = overrides::whole(&given).as_u64();
+    let wrong = || serde::de::Error::custom(whole_number());
+    match number {
+        None if !given.is_null() => Err(wrong()),
+        number => Ok(number),
+    }
+}
+
+fn whole_number() -> String {
+    format!("max must be a whole number up to {MOST_AT_ONCE}")
 }
 
 fn bad(detail: impl Into<String>) -> ApiError {
@@ -158,9 +162,7 @@ fn notes(notes: Option<String>) -> Result<Option<String>, ApiError> {
 
 fn most(max: Option<u64>) -> Result<Option<u64>, ApiError> {
     match max {
-        Some(max) if max > MOST_AT_ONCE => Err(bad(format!(
-            "max must be a whole number up to {MOST_AT_ONCE}"
-        ))),
+        Some(max) if max > MOST_AT_ONCE => Err(bad(whole_number())),
         max => Ok(max),
     }
 }

@@ -8,7 +8,7 @@
 
 use bson::{Bson, DateTime, Document, doc};
 
-use super::{AT_WORK, COLLECTION, Lease, VALID};
+use super::{COLLECTION, Lease, VALID, at_work};
 use crate::failure::Failure;
 use crate::raw::Writer;
 use crate::side::Endpoint;
@@ -64,7 +64,7 @@ fn majority() -> Document {
 
 /// So long after the clock of a server: a promise made now.
 fn promise() -> i64 {
-    VALID + i64::try_from(AT_WORK.as_millis()).unwrap_or(0)
+    VALID + at_work()
 }
 
 /// Reads the lease; `None`: nobody ever had it.

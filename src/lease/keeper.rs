@@ -8,7 +8,7 @@ use bson::{Document, doc};
 use tokio::time::timeout;
 
 use super::document::{self, Found};
-use super::{AT_WORK, GRACE, Lease, RENEW, SILENCE, State, Term, VALID, clock, legacy};
+use super::{GRACE, Lease, RENEW, SILENCE, State, Term, VALID, at_work, clock, legacy};
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
@@ -102,10 +102,6 @@ impl Lease {
         lock(&self.state).term = None;
         self.legacy.close();
     }
-}
-
-fn at_work() -> i64 {
-    i64::try_from(AT_WORK.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
 async fn in_time<T>(asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {

@@ -17,7 +17,7 @@ use bson::{Binary, DateTime, RawDocumentBuf, doc};
 
 use super::{COLLECTION, Lease};
 use crate::decide::Side;
-use crate::failure::Failure;
+use crate::failure::{Class, Failure};
 use crate::guard::Write;
 use crate::key::Key;
 use crate::shared::lock;
@@ -102,7 +102,8 @@ impl Written {
     }
 }
 
-/// Puts down what is about to be written to one collection, acknowledged by a majority.
+/// Puts down what is about to be written to one collection, acknowledged by a majority. After a failure
+/// nothing may be sent; it says nothing of the side that was to be written to.
 pub(crate) async fn announce(
     lease: &Lease,
     side: Side,
@@ -125,7 +126,12 @@ pub(crate) async fn announce(
         "insert": COLLECTION, "documents": [note], "maxTimeMS": 3000,
         "writeConcern": {"w": "majority", "wtimeout": 3000},
     };
-    let reply = local.run_doc(&lease.db, command).await?;
+    let reply = local.run_doc(&lease.db, command).await;
+    let reply = reply.map_err(|failure| Failure {
+        class: Class::Transient,
+        answered: true,
+        ..failure
+    })?;
     if reply.contains_key("writeErrors") || reply.contains_key("writeConcernError") {
         return Err(
             Failure::from_code(64, "what is to be written can't be put down").of(Side::Local),

@@ -57,20 +57,19 @@ pub fn index(c: &Connection, wanted: bool) -> rusqlite::Result<()> {
 /// each queue and collection are counted.
 pub fn count(c: &Connection, only: &[u32], most: u32) -> rusqlite::Result<u64> {
     let mut all = 0;
-    for table in ["outbox", "inbox"] {
-        let sql = |one| {
-            format!(
-                "SELECT count(*) FROM (SELECT 1 FROM {table} WHERE held IS NULL {one} LIMIT ?1)"
-            )
+    for of in [Side::Local, Side::Remote] {
+        let count = |one: &str, ns: &[u8]| {
+            c.prepare_cached(&format!(
+                "SELECT min(?1, ifnull(sum(n), 0)) FROM counts WHERE queue = ?2 AND held = '' AND {one}"
+            ))?
+            .query_row(params![most, of as i64, ns], |r| r.get::<_, u64>(0))
         };
         if only.is_empty() {
-            let mut counted = c.prepare_cached(&sql(""))?;
-            all += counted.query_row([most], |r| r.get::<_, u64>(0))?;
+            // Nothing comes before an empty one.
+            all += count("ns >= ?3", &[])?;
         }
-        let mut counted = c.prepare_cached(&sql("AND substr(key, 1, 4) = ?2"))?;
         for ns in only {
-            let row = params![most, ns.to_be_bytes()];
-            all += counted.query_row(row, |r| r.get::<_, u64>(0))?;
+            all += count("ns = ?3", &ns.to_be_bytes())?;
         }
     }
     Ok(all)

@@ -370,6 +370,12 @@ pub fn counts(c: &Connection, of: Side) -> rusqlite::Result<Counts> {
     Ok(counts)
 }
 
+/// Rows of both queues.
+pub fn count_all(c: &Connection) -> rusqlite::Result<u64> {
+    c.prepare_cached("SELECT ifnull(sum(n), 0) FROM counts")?
+        .query_row([], |r| r.get(0))
+}
+
 /// Rows of one namespace in both queues.
 pub fn count_of(c: &Connection, ns: u32) -> rusqlite::Result<u64> {
     c.prepare_cached("SELECT ifnull(sum(n), 0) FROM counts WHERE queue IN (0, 1) AND ns = ?")?

@@ -91,13 +91,9 @@ pub(super) struct Heads {
 impl Heads {
     /// Remote changes come first, they are fewer as a rule.
     pub(super) fn new() -> Self {
-        let all = || Class {
-            rank: 0,
-            namespaces: vec![],
-        };
         Self {
-            lanes: vec![Lane::new(all())],
-            oldest: Lane::new(all()),
+            lanes: vec![Lane::new(Class::all())],
+            oldest: Lane::new(Class::all()),
             since_aged: 0,
             turn: Side::Remote,
             indexed: None,
