@@ -20,6 +20,7 @@ use crate::failure::Failure;
 use crate::guard::{self, Duplicate, Form, Write};
 use crate::key::Key;
 use crate::raw;
+use crate::receipt::Receipt;
 use crate::retry::delay_of_attempt;
 use crate::settle::{self, Settlement};
 use crate::shared::{Settings, Shared, lock};
@@ -38,8 +39,10 @@ pub(crate) struct Item {
     pub(crate) remote: Option<Vec<u8>>,
     /// Whether `remote` was read, rather than believed to be base.
     remote_known: bool,
-    /// Tries to send it together with the rest of its transaction.
+    /// Tries to send it together with others in one transaction.
     together: u8,
+    /// What the receipt of its intent says.
+    happened: Option<bool>,
     pub(crate) state: State,
 }
 
@@ -74,6 +77,8 @@ pub(crate) struct Planned {
     /// Whether both sides are equal once it is done.
     pub(crate) last: bool,
     pub(crate) clash: Option<Clash>,
+    /// What its transaction leaves behind, if it goes in one that needs it.
+    pub(crate) receipt: Option<Receipt>,
 }
 
 impl Planned {
@@ -103,6 +108,7 @@ impl Planned {
             base_after: unless_told(&self.base_after),
             fields: self.form.fields().and_then(telling),
             epoch,
+            receipt: self.receipt,
         }
     }
 }
@@ -154,6 +160,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
             remote: None,
             remote_known: false,
             together: 0,
+            happened: None,
             state: State::Look,
         });
     }
@@ -246,6 +253,7 @@ async fn decide_all(
             skew_ms: shared.skew_ms(),
             first_sync: first_sync.contains(&item.ns.number),
             fields: settings.config.sync.rules.get(&item.ns.coll),
+            base_may_lag: settings.base_may_lag(),
         };
         let mut decision = decide::decide(view, rules);
         if shared.failpoints.mutated("lww_silent")
@@ -307,7 +315,11 @@ fn settle_intent(
         Side::Remote => item.remote.as_deref(),
     };
     let actual = actual.map(|d| strip(d, &settings.sync_fields));
-    if landed(&intent, actual.as_deref()) {
+    let happened = match (intent.receipt, item.happened) {
+        (Some(_), Some(happened)) => happened,
+        _ => landed(&intent, actual.as_deref()),
+    };
+    if happened {
         if intent.digest.is_some() {
             intent.base_after = actual.map(Cow::into_owned);
         }
@@ -369,6 +381,7 @@ fn inherit(
                     base_after: base,
                     fields: None,
                     epoch: shared.store.epoch(),
+                    receipt: None,
                 },
             });
             return;
@@ -462,6 +475,7 @@ fn plan(
         base_after,
         last,
         clash,
+        receipt: None,
     }
 }
 
@@ -477,9 +491,11 @@ async fn write_all(
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }
-    settle::put_intents(shared, settings, items, &planned).await?;
+    let (planned, together) = transaction::groups(shared, settings, items, planned).await?;
+    let all = planned.iter().chain(together.iter().flatten());
+    settle::put_intents(shared, settings, items, all).await?;
     shared.failpoints.crash("before_write");
-    let (planned, mut failed) = transaction::send(shared, settings, items, planned).await?;
+    let mut failed = transaction::send(shared, settings, items, together).await?;
     let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();
     for p in planned {
         groups
