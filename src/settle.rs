@@ -184,14 +184,13 @@ pub(crate) async fn put_intents(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &[Item],
-    planned: &[Planned],
+    planned: impl Iterator<Item = &Planned>,
 ) -> Result<(), Failure> {
     let epoch = shared.store.epoch();
     let updated_at = &settings.config.fields.updated_at;
     let base_first = shared.failpoints.mutated("base_first");
     let no_intent = shared.failpoints.mutated("no_intent");
     let ahead: Vec<Ahead> = planned
-        .iter()
         .map(|p| Ahead {
             key: p.write.key.clone(),
             intent: p.intent(epoch, updated_at),
