@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{Item, Planned, State};
 use crate::content::{self, strip};
 use crate::decide::Side;
+use crate::expiry;
 use crate::settle::Settlement;
 use crate::shared::{Settings, Shared};
 use crate::store::base::{Intent, digest};
@@ -67,10 +68,11 @@ pub(super) fn settle_intent(
             intent.base_after = actual.map(Cow::into_owned);
         }
         item.work.base = intent.base_after.clone();
-        item.work.left = None;
+        item.work.left = went_by_itself(shared, item);
         settlements.push(Settlement::Landed {
             work: item.work.claim_only(),
             intent,
+            left: item.work.left,
         });
         return true;
     }
@@ -90,6 +92,20 @@ pub(super) fn settle_intent(
         now: actual.map(Cow::into_owned),
     });
     true
+}
+
+/// The side that has let go of a document by itself while it was not known whether the document had
+/// arrived: its event came too early to be told from a deletion (R15). Judged by the present time.
+fn went_by_itself(shared: &Shared, item: &Item) -> Option<Side> {
+    let base = item.work.base.as_deref()?;
+    let gone = match (&item.local, &item.remote) {
+        (None, Some(_)) => Side::Local,
+        (Some(_), None) if item.remote_known => Side::Remote,
+        _ => return None,
+    };
+    let volatile = shared.schema.volatile(gone, item.work.key.ns())?;
+    let now = chrono::Utc::now().timestamp_millis() + shared.offset(gone);
+    expiry::goes_by_itself(&volatile, base, now).then_some(gone)
 }
 
 /// What the daemon wrote that held the lease before is what both sides have agreed on, as with an
@@ -126,6 +142,7 @@ pub(super) fn inherit(
                     epoch: shared.store.epoch(),
                     receipt: None,
                 },
+                left: None,
             });
             return;
         }
