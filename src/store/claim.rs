@@ -60,7 +60,7 @@ fn fill(
     let mut at = what.after;
     // Rows passed over cost little, but a claim must end: the thread serves others too.
     let mut budget = 20_000_usize;
-    let grouped = what.of == Side::Local && what.limit > 0 && transactions::any(c)?;
+    let grouped = what.limit > 0 && transactions::any(c)?;
     let mut lanes = Lanes::new(what.of, &what.only, at);
     while let Some(first) = lanes.next(c)? {
         if budget == 0 || what.limit > 0 && works.len() >= what.limit {
@@ -71,9 +71,11 @@ fn fill(
         if first.due > what.now {
             continue;
         }
-        let transaction = match grouped {
-            true => transactions::of(c, first.key.as_bytes())?,
-            false => None,
+        let transaction = match what.of {
+            Side::Local if grouped => transactions::of(c, first.key.as_bytes())?,
+            // It comes along when the outbox leads, with all that was written together with it.
+            Side::Remote if grouped && transactions::waits(c, first.key.as_bytes())? => continue,
+            _ => None,
         };
         match transaction {
             None => works.extend(take(c, what, busy, (first, None))?),

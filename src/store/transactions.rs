@@ -47,6 +47,14 @@ pub fn of(c: &Connection, key: &[u8]) -> rusqlite::Result<Option<i64>> {
         .optional()
 }
 
+/// Whether a key waits to be sent as part of a transaction.
+pub fn waits(c: &Connection, key: &[u8]) -> rusqlite::Result<bool> {
+    c.prepare_cached(
+        "SELECT EXISTS(SELECT 1 FROM transactions JOIN outbox USING (key) WHERE key = ? AND held IS NULL)",
+    )?
+    .query_row([key], |r| r.get(0))
+}
+
 /// The first documents of a transaction.
 pub fn members(c: &Connection, transaction: i64) -> rusqlite::Result<Vec<Key>> {
     c.prepare_cached("SELECT key FROM transactions WHERE t = ? LIMIT ?")?

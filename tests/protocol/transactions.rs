@@ -153,6 +153,26 @@ async fn a_transaction_arrives_as_one() {
     daemon.post("/api/sync/resume", json!({})).await.unwrap();
     are_one(&transactions(&mut stream, &all).await, &all);
     converged_without_conflict(&world, &daemon).await;
+    // WHEN the remote changed one of its documents, and that is known before the transaction goes
+    daemon.post("/api/sync/pause", json!({})).await.unwrap();
+    transact(
+        &world,
+        &[
+            ("accounts", "a", Some(doc! {"balance": 60})),
+            ("journal", "z", Some(doc! {"amount": 10})),
+        ],
+    )
+    .await;
+    let seen = doc! {"$set": {"seen": "again"}};
+    there.update_one(doc! {"_id": "a"}, seen).await.unwrap();
+    daemon.wait_status("pendingInbox", |n| *n == 1).await;
+    daemon.wait_status("pendingDocuments", |n| *n == 2).await;
+    transactions(&mut stream, &["a"]).await;
+    // THEN what both changed is merged within it
+    daemon.post("/api/sync/resume", json!({})).await.unwrap();
+    let all = ["a", "z"];
+    are_one(&transactions(&mut stream, &all).await, &all);
+    converged_without_conflict(&world, &daemon).await;
 }
 
 #[tokio::test]
