@@ -3,7 +3,7 @@
 //! This is what reconcile, the first sync and verify have in common. It only reads, keeps no state
 //! and knows no base: a caller cuts a collection into ranges ([`Place::bound`]), compares each
 //! ([`Place::exact`] or [`Place::cheap`], several at once if it likes) and is sent what was
-//! [`Found`] through a channel, some hundred documents at a time; a slow receiver slows the walk.
+//! [`Found`] through a channel, up to a thousand documents at a time; a slow receiver slows the walk.
 //!
 //! - **exact** reads every document of both sides once and compares contents byte for byte.
 //! - **cheap** compares hashes that the servers compute (`$toHashedIndexKey`), reads nothing where they
