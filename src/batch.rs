@@ -4,27 +4,29 @@
 //! side is known to have changed, which saves reading it: the guard finds out (R6). What the guard
 //! refuses is looked at again, with both sides read.
 
+mod intent;
 mod read;
 mod transaction;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::conflicts::Found;
-use crate::content::{self, strip};
+use crate::content::strip;
 use crate::decide::{self, Clash, Decision, Rules, Side, Target, View};
 use crate::failure::Failure;
 use crate::guard::{self, Duplicate, Form, Write};
 use crate::key::Key;
 use crate::raw;
+use crate::receipt::Receipt;
 use crate::retry::delay_of_attempt;
 use crate::settle::{self, Settlement};
 use crate::shared::{Settings, Shared, lock};
-use crate::store::base::{Intent, digest};
 use crate::store::queue::Work;
+pub(crate) use intent::landed;
+use intent::{inherit, settle_intent};
 
 /// Looks at a batch before what is left of it goes back to the queue.
 const LOOKS: usize = 4;
@@ -38,8 +40,10 @@ pub(crate) struct Item {
     pub(crate) remote: Option<Vec<u8>>,
     /// Whether `remote` was read, rather than believed to be base.
     remote_known: bool,
-    /// Tries to send it together with the rest of its transaction.
+    /// Tries to send it together with others in one transaction.
     together: u8,
+    /// What the receipt of its intent says.
+    happened: Option<bool>,
     pub(crate) state: State,
 }
 
@@ -74,37 +78,8 @@ pub(crate) struct Planned {
     /// Whether both sides are equal once it is done.
     pub(crate) last: bool,
     pub(crate) clash: Option<Clash>,
-}
-
-impl Planned {
-    /// The intent of this write. `updatedAt` does not tell whether it landed: whoever edits another
-    /// field afterwards bumps it.
-    pub(crate) fn intent(&self, epoch: i64, updated_at: &str) -> Intent {
-        let telling = |names: &[Vec<u8>]| {
-            let names: Vec<_> = names
-                .iter()
-                .filter(|n| *n != updated_at.as_bytes())
-                .cloned()
-                .collect();
-            (!names.is_empty()).then_some(names)
-        };
-        let digest = match (&self.write.expect, &self.write.new) {
-            (None, Some(new)) if self.base_after == self.write.new => Some(digest(new)),
-            _ => None,
-        };
-        let unless_told = |body: &Option<Vec<u8>>| match digest {
-            Some(_) => None,
-            None => body.clone(),
-        };
-        Intent {
-            side: self.side,
-            new: unless_told(&self.write.new),
-            digest,
-            base_after: unless_told(&self.base_after),
-            fields: self.form.fields().and_then(telling),
-            epoch,
-        }
-    }
+    /// What its transaction leaves behind, if it goes in one that needs it.
+    pub(crate) receipt: Option<Receipt>,
 }
 
 /// Works through claimed keys and lets go of them. An error means that a side or the store failed.
@@ -154,6 +129,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
             remote: None,
             remote_known: false,
             together: 0,
+            happened: None,
             state: State::Look,
         });
     }
@@ -246,6 +222,7 @@ async fn decide_all(
             skew_ms: shared.skew_ms(),
             first_sync: first_sync.contains(&item.ns.number),
             fields: settings.config.sync.rules.get(&item.ns.coll),
+            base_may_lag: settings.base_may_lag(),
         };
         let mut decision = decide::decide(view, rules);
         if shared.failpoints.mutated("lww_silent")
@@ -290,107 +267,6 @@ async fn decide_all(
     }
     settle::commit(shared, settlements).await?;
     Ok(planned)
-}
-
-/// A write of ours that may have happened is decided before anything else (R3). `false`: not now.
-fn settle_intent(
-    shared: &Shared,
-    settings: &Settings,
-    item: &mut Item,
-    settlements: &mut Vec<Settlement>,
-) -> bool {
-    let Some(mut intent) = item.work.intent.take() else {
-        return true;
-    };
-    let actual = match intent.side {
-        Side::Local => item.local.as_deref(),
-        Side::Remote => item.remote.as_deref(),
-    };
-    let actual = actual.map(|d| strip(d, &settings.sync_fields));
-    if landed(&intent, actual.as_deref()) {
-        if intent.digest.is_some() {
-            intent.base_after = actual.map(Cow::into_owned);
-        }
-        item.work.base = intent.base_after.clone();
-        item.work.left = None;
-        settlements.push(Settlement::Landed {
-            work: item.work.claim_only(),
-            intent,
-        });
-        return true;
-    }
-    if let Some(until) = shared.late_until(&item.work.key, &intent) {
-        // It may still happen: deciding now could take our own write for somebody else's edit (R4).
-        let wait = until.saturating_duration_since(Instant::now().into_std());
-        settlements.push(Settlement::Deferred {
-            work: item.work.claim_only(),
-            wait,
-        });
-        item.work.intent = Some(intent);
-        item.state = State::Done;
-        return false;
-    }
-    settlements.push(Settlement::NotLanded {
-        key: item.work.key.clone(),
-        now: actual.map(Cow::into_owned),
-    });
-    true
-}
-
-/// What the daemon wrote that held the lease before is what both sides have agreed on, as with an
-/// intent of our own. (Only one side needs to be asked: where both hold what it wrote, they agree.)
-fn inherit(
-    shared: &Shared,
-    settings: &Settings,
-    item: &mut Item,
-    settlements: &mut Vec<Settlement>,
-) {
-    let Some(legacy) = shared.lease().map(|l| l.legacy()).filter(|l| l.is_open()) else {
-        return;
-    };
-    if !item.remote_known {
-        return;
-    }
-    let ns = (item.ns.db.as_str(), item.ns.coll.as_str());
-    let written = legacy.take(ns, &item.work.key, item.work.base.as_deref());
-    for (side, found) in [(Side::Remote, &item.remote), (Side::Local, &item.local)] {
-        let content = found.as_deref().map(|d| strip(d, &settings.sync_fields));
-        let is_base = content.as_deref() == item.work.base.as_deref();
-        if !is_base && written.holds(side, content.as_deref()) {
-            let base = content.map(Cow::into_owned);
-            item.work.left = None;
-            item.work.base.clone_from(&base);
-            settlements.push(Settlement::Landed {
-                work: item.work.claim_only(),
-                intent: Intent {
-                    side,
-                    new: None,
-                    digest: None,
-                    base_after: base,
-                    fields: None,
-                    epoch: shared.store.epoch(),
-                },
-            });
-            return;
-        }
-    }
-}
-
-/// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
-/// have changed further ones.
-pub(crate) fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
-    if let Some(wanted) = &intent.digest {
-        return actual.is_some_and(|a| digest(a) == *wanted);
-    }
-    if actual == intent.new.as_deref() {
-        return true;
-    }
-    match (&intent.fields, actual, &intent.new) {
-        (Some(fields), Some(actual), Some(new)) => {
-            content::agree_on(actual, new, fields.iter().map(Vec::as_slice))
-        }
-        _ => false,
-    }
 }
 
 fn is_unstamped(doc: &[u8], settings: &Settings) -> bool {
@@ -462,6 +338,7 @@ fn plan(
         base_after,
         last,
         clash,
+        receipt: None,
     }
 }
 
@@ -477,9 +354,11 @@ async fn write_all(
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }
-    settle::put_intents(shared, settings, items, &planned).await?;
+    let (planned, together) = transaction::groups(shared, settings, items, planned).await?;
+    let all = planned.iter().chain(together.iter().flatten());
+    settle::put_intents(shared, settings, items, all).await?;
     shared.failpoints.crash("before_write");
-    let (planned, mut failed) = transaction::send(shared, settings, items, planned).await?;
+    let mut failed = transaction::send(shared, settings, items, together).await?;
     let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();
     for p in planned {
         groups

@@ -12,9 +12,14 @@ use mongodb::bson::{RawBson, RawDocument, RawDocumentBuf, cstr, doc};
 
 use crate::config::FieldNames;
 
-/// Sangam's own collections in the local database, which are never synced.
-pub const OWN_COLLECTIONS: [&str; 4] =
-    ["conflict_logs", "sync_logs", "sync_config", "sangam_lease"];
+/// Sangam's own collections, which are never synced.
+pub const OWN_COLLECTIONS: [&str; 5] = [
+    "conflict_logs",
+    "sync_logs",
+    "sync_config",
+    "sangam_lease",
+    "sangam_receipts",
+];
 
 /// How a document differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -62,6 +62,8 @@ pub struct Rules<'a> {
     pub first_sync: bool,
     /// Rules of the collection for single fields.
     pub fields: Option<&'a FieldRules>,
+    /// Base may lag behind what both sides agreed on: where they are equal, they did.
+    pub base_may_lag: bool,
 }
 
 /// Kind of a conflict, as recorded.
@@ -153,7 +155,7 @@ pub fn decide(view: View<'_>, rules: Rules<'_>) -> Decision {
         remote,
     } = view;
     if local == remote {
-        return Decision::Agree;
+        return both_alike(view, rules);
     }
     if local == base {
         return Decision::Settle(Target::Remote, None);
@@ -165,6 +167,23 @@ pub fn decide(view: View<'_>, rules: Rules<'_>) -> Decision {
         (Some(local), Some(remote)) => both_exist(local, base, remote, rules),
         // Only one of the two is a deletion here: equal sides were answered above.
         _ => deletion_against_update(local.is_some(), rules),
+    }
+}
+
+/// Both sides hold the same. They agree, unless both did the same and a rule counts that twice.
+fn both_alike(view: View<'_>, rules: Rules<'_>) -> Decision {
+    let (Some(both), Some(base), Some(fields)) = (view.local, view.base, rules.fields) else {
+        return Decision::Agree;
+    };
+    if both == base || rules.base_may_lag || !fields.values().any(|rule| rule.adds()) {
+        return Decision::Agree;
+    }
+    match Merge::new(Some(base), both, both, rules) {
+        Some(merge) => match merge.target(both, both, Side::Remote) {
+            Target::Merged(merged) => Decision::Settle(Target::Merged(merged), None),
+            Target::Local | Target::Remote => Decision::Agree,
+        },
+        None => Decision::Agree,
     }
 }
 
@@ -292,17 +311,7 @@ impl<'a> Merge<'a> {
         let mut combined = Vec::new();
         let mut later = None;
         for name in local_names(&ours) {
-            if !theirs.names().any(|n| n == name) || content::agree_on(local, remote, [name]) {
-                continue;
-            }
-            if name == updated_at_name {
-                let at = |d| raw::get(d, name).and_then(|e| millis(&e));
-                // No date on either side: the remote's, which all sites share.
-                later = Some(if at(local) > at(remote) {
-                    Side::Local
-                } else {
-                    Side::Remote
-                });
+            if !theirs.names().any(|n| n == name) {
                 continue;
             }
             let rule = rules
@@ -315,6 +324,24 @@ impl<'a> Merge<'a> {
                 has_base,
                 newest: newest(local, remote, rules),
             };
+            if content::agree_on(local, remote, [name]) {
+                // Two sales of one each are two. (A field that is new on both sides was set up there.)
+                let twice =
+                    rule.filter(|rule| rule.adds() && three.base.is_some() && !rules.base_may_lag);
+                let both = twice.and_then(|rule| rules::combine(*rule, three));
+                combined.extend(both.map(|value| (name, value)));
+                continue;
+            }
+            if name == updated_at_name {
+                let at = |d| raw::get(d, name).and_then(|e| millis(&e));
+                // No date on either side: the remote's, which all sites share.
+                later = Some(if at(local) > at(remote) {
+                    Side::Local
+                } else {
+                    Side::Remote
+                });
+                continue;
+            }
             match rule.and_then(|rule| rules::combine(*rule, three)) {
                 Some(value) => combined.push((name, value)),
                 None => clashing.push(name),

@@ -11,6 +11,7 @@ fn rules(policy: Policy) -> Rules<'static> {
         skew_ms: 0,
         first_sync: false,
         fields: None,
+        base_may_lag: false,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::failure::{Class, Failure};
 use crate::guard::{self, Form, Stamp, Verdict, Write};
 use crate::lease::{Lease, legacy};
 use crate::raw::Writer;
+use crate::receipt::Receipt;
 use crate::side::{Endpoint, deadline};
 
 /// Reads, compares bytes, writes, commits: a compare-and-set for what no pipeline can carry.
@@ -19,8 +20,23 @@ pub async fn write(
     sync_fields: &[String],
     stamp: Option<Stamp<'_>>,
 ) -> (Verdict, Option<Failure>) {
-    let (verdicts, failure) = write_together(endpoint, &[(ns, write)], sync_fields, stamp).await;
-    (verdicts, failure)
+    let with = With {
+        sync_fields,
+        stamp,
+        receipt: None,
+    };
+    write_together(endpoint, &[(ns, write)], with).await
+}
+
+/// What goes with the documents of a transaction.
+#[derive(Clone, Copy)]
+pub struct With<'a> {
+    /// Names of the sync fields.
+    pub sync_fields: &'a [String],
+    /// Those that go with a content.
+    pub stamp: Option<Stamp<'a>>,
+    /// The database of the receipts, and the one that it leaves there.
+    pub receipt: Option<(&'a str, Receipt)>,
 }
 
 /// Carries out all the writes in one transaction, or none. Every document is removed and put back, so
@@ -28,11 +44,10 @@ pub async fn write(
 pub async fn write_together(
     endpoint: &Endpoint,
     writes: &[((&str, &str), &Write)],
-    sync_fields: &[String],
-    stamp: Option<Stamp<'_>>,
+    with: With<'_>,
 ) -> (Verdict, Option<Failure>) {
     let bytes = writes.iter().map(|(_, w)| size(w)).sum();
-    carry_out(endpoint, Writes::Exact(writes), bytes, (sync_fields, stamp)).await
+    carry_out(endpoint, Writes::Exact(writes), bytes, with).await
 }
 
 /// Writes to one collection each, in the forms of [`guard::form`].
@@ -43,18 +58,11 @@ pub type ByCollection<'a> = [((&'a str, &'a str), Vec<(&'a Write, &'a Form)>)];
 pub async fn write_guarded(
     endpoint: &Endpoint,
     writes: &ByCollection<'_>,
-    sync_fields: &[String],
-    stamp: Option<Stamp<'_>>,
+    with: With<'_>,
 ) -> (Verdict, Option<Failure>) {
     let all = writes.iter().flat_map(|(_, writes)| writes);
     let bytes = all.map(|(w, _)| size(w)).sum();
-    carry_out(
-        endpoint,
-        Writes::Guarded(writes),
-        bytes,
-        (sync_fields, stamp),
-    )
-    .await
+    carry_out(endpoint, Writes::Guarded(writes), bytes, with).await
 }
 
 fn size(write: &Write) -> usize {
@@ -71,17 +79,14 @@ enum Writes<'a> {
     Guarded(&'a ByCollection<'a>),
 }
 
-/// The sync fields: all their names, and what goes with a content.
-type Fields<'a> = (&'a [String], Option<Stamp<'a>>);
-
 async fn carry_out(
     endpoint: &Endpoint,
     writes: Writes<'_>,
     bytes: usize,
-    fields: Fields<'_>,
+    with: With<'_>,
 ) -> (Verdict, Option<Failure>) {
     // A transaction reads and writes each document whole; the server itself ends it after a minute.
-    let attempt = tokio::time::timeout(deadline(bytes) * 2, attempt(endpoint, writes, fields));
+    let attempt = tokio::time::timeout(deadline(bytes) * 2, attempt(endpoint, writes, with));
     let Ok(outcome) = attempt.await else {
         return (Verdict::Unknown { late: true }, Some(Failure::timeout()));
     };
@@ -105,7 +110,7 @@ async fn carry_out(
 async fn attempt(
     endpoint: &Endpoint,
     writes: Writes<'_>,
-    fields: Fields<'_>,
+    with: With<'_>,
 ) -> Result<Verdict, (Failure, bool)> {
     let before = |f: Failure| (f, false);
     let lease = endpoint.lease.get();
@@ -121,7 +126,7 @@ async fn attempt(
     };
     endpoint.end_leftovers().await.map_err(before)?;
     let mut open = endpoint.session().await.map_err(before)?;
-    let outcome = transact(endpoint, &mut open.session, writes, fields).await;
+    let outcome = transact(endpoint, &mut open.session, writes, with).await;
     // Unanswered, it may still be open: the record stays until `end_leftovers`.
     let over = outcome.as_ref().err().is_none_or(|(f, _)| f.answered);
     if over {
@@ -137,7 +142,7 @@ async fn transact(
     endpoint: &Endpoint,
     session: &mut ClientSession,
     writes: Writes<'_>,
-    (sync_fields, stamp): Fields<'_>,
+    with: With<'_>,
 ) -> Result<Verdict, (Failure, bool)> {
     let before = |f: Failure| (f, false);
     session
@@ -147,8 +152,16 @@ async fn transact(
         .await
         .map_err(|e| before(endpoint.failure(&e)))?;
     let outcome = match writes {
-        Writes::Exact(writes) => statements(endpoint, session, writes, sync_fields, stamp).await,
-        Writes::Guarded(writes) => guarded(endpoint, session, writes, (sync_fields, stamp)).await,
+        Writes::Exact(writes) => statements(endpoint, session, writes, with).await,
+        Writes::Guarded(writes) => guarded(endpoint, session, writes, with).await,
+    };
+    let outcome = match (outcome, with.receipt) {
+        (Ok(Verdict::Done), Some((db, receipt))) => {
+            // It is put there even if somebody removed the lane meanwhile.
+            let left = run(endpoint, session, db, receipt.statement()).await;
+            left.map(|refused| refused.unwrap_or(Verdict::Done))
+        }
+        (outcome, _) => outcome,
     };
     let outcome = match (outcome, endpoint.lease.get()) {
         (Ok(Verdict::Done), Some(lease)) => fence(endpoint, session, lease).await,
@@ -215,8 +228,9 @@ async fn statements(
     endpoint: &Endpoint,
     session: &mut ClientSession,
     writes: &[((&str, &str), &Write)],
-    sync_fields: &[String],
-    stamp: Option<Stamp<'_>>,
+    With {
+        sync_fields, stamp, ..
+    }: With<'_>,
 ) -> Result<Verdict, Failure> {
     for ((db, coll), write) in writes {
         let mut w = Writer::new();
@@ -294,7 +308,9 @@ async fn guarded(
     endpoint: &Endpoint,
     session: &mut ClientSession,
     writes: &ByCollection<'_>,
-    (sync_fields, stamp): Fields<'_>,
+    With {
+        sync_fields, stamp, ..
+    }: With<'_>,
 ) -> Result<Verdict, Failure> {
     for ((db, coll), writes) in writes {
         for (kind, w, count) in guard::commands(coll, writes, sync_fields, stamp) {

@@ -95,7 +95,15 @@ struct Loss {
 impl FaultLink {
     /// Opens a link to `upstream` (`host:port`) on a free loopback port.
     pub async fn open(upstream: impl Into<String>) -> io::Result<Self> {
-        Self::open_on(crate::process::free_port()?, upstream).await
+        let upstream = upstream.into();
+        // Somebody else may take the port between the two.
+        for _ in 0..20 {
+            match Self::open_on(crate::process::free_port()?, upstream.clone()).await {
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+                opened => return opened,
+            }
+        }
+        Err(io::Error::other("no free loopback port"))
     }
 
     /// Opens a link on a given loopback port.

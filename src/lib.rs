@@ -18,7 +18,7 @@
 //! where to look: `selection`, [`tail`], [`pull`], [`walk`], [`reconcile`], [`progress`];
 //! indexes and options: [`schema`];
 //! what to do: [`decide`];
-//! doing it: [`order`], [`worker`], [`batch`], [`guard`], [`exact`], [`expiry`], `unique`, `settle`, [`stamp`];
+//! doing it: [`order`], [`worker`], [`batch`], [`guard`], [`exact`], [`receipt`], [`expiry`], `unique`, `settle`, [`stamp`];
 //! what only looks: [`verify`], [`plan`], over an [`extent`]; which side is right: [`adopt`];
 //! what stays on record: [`conflicts`], [`runs`], [`recorder`], [`loss`], [`halt`], [`disk`];
 //! the two databases and the way to the remote: [`side`], [`failure`], [`retry`], [`link`],
@@ -80,6 +80,7 @@ pub mod process;
 pub mod progress;
 pub mod pull;
 pub mod raw;
+pub mod receipt;
 pub mod reconcile;
 pub mod recorder;
 pub mod resolution;

@@ -33,6 +33,7 @@ fn rules() -> Rules<'static> {
         skew_ms: 0,
         first_sync: false,
         fields: None,
+        base_may_lag: false,
     }
 }
 

@@ -106,6 +106,7 @@ impl Sight {
                 skew_ms,
                 first_sync: false,
                 fields: settings.config.sync.rules.get(&self.ns.1),
+                base_may_lag: settings.base_may_lag(),
             },
         }
     }

@@ -47,6 +47,11 @@ pub const NAMES: &[&str] = &[
 ];
 
 impl FieldRule {
+    /// Whether it adds up what both sides did, so that to apply it twice to one change is wrong.
+    pub fn adds(self) -> bool {
+        matches!(self, Self::SumOfChanges | Self::Union | Self::Append)
+    }
+
     /// By its name in the configuration.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {

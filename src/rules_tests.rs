@@ -32,6 +32,7 @@ fn settle(rule: FieldRule, base: Option<Bson>, local: Bson, remote: Bson) -> Opt
             skew_ms: 0,
             first_sync: false,
             fields: Some(&rules),
+            base_may_lag: false,
         },
     );
     match decision {
@@ -166,6 +167,54 @@ fn sides_types_and_edges() {
 }
 
 #[test]
+fn both_sides_did_the_same() {
+    let rules: FieldRules = [
+        ("n".to_owned(), FieldRule::SumOfChanges),
+        ("log".to_owned(), FieldRule::Append),
+        ("tags".to_owned(), FieldRule::Union),
+    ]
+    .into();
+    let doc =
+        |n: i32, log: &[i32], tags: &[i32]| b(&doc! {"_id": 1, "n": n, "log": log, "tags": tags});
+    let settled = |base: Option<&[u8]>, both: &[u8], base_may_lag: bool| {
+        let view = View {
+            local: Some(both),
+            base,
+            remote: Some(both),
+        };
+        let rules = Rules {
+            policy: Policy::Manual,
+            updated_at: "updatedAt",
+            skew_ms: 0,
+            first_sync: false,
+            fields: Some(&rules),
+            base_may_lag,
+        };
+        match decide(view, rules) {
+            Decision::Agree => None,
+            Decision::Settle(Target::Merged(m), None) => Some(m),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (base, both) = (doc(10, &[1], &[1, 2]), doc(9, &[1, 2], &[2, 3]));
+    // What each took away and added counts; a set has an item once.
+    assert_eq!(
+        settled(Some(&base), &both, false),
+        Some(doc(8, &[1, 2, 2], &[2, 3]))
+    );
+    // Where somebody else may have settled it, being alike is being settled.
+    assert_eq!(settled(Some(&base), &both, true), None);
+    // Without a common past, or with nothing to add up, alike is alike.
+    assert_eq!(settled(None, &both, false), None);
+    assert_eq!(settled(Some(&both), &both, false), None);
+    let moved = doc(10, &[1], &[2, 3]);
+    assert_eq!(settled(Some(&base), &moved, false), None);
+    // A number that is new on both sides was set up there.
+    let bare = b(&doc! {"_id": 1});
+    assert_eq!(settled(Some(&bare), &base, false), None);
+}
+
+#[test]
 fn rules_apply_field_by_field_beside_other_changes() {
     let rules: FieldRules = [("stock".to_owned(), FieldRule::SumOfChanges)].into();
     let base = b(&doc! {"_id": 1, "stock": 10, "name": "a", "x": 1});
@@ -177,6 +226,7 @@ fn rules_apply_field_by_field_beside_other_changes() {
         skew_ms: 0,
         first_sync: false,
         fields: Some(&rules),
+        base_may_lag: false,
     };
     let view = View {
         local: Some(&local),

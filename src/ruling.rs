@@ -395,5 +395,6 @@ fn intent_of(step: &Step, form: &Form, (epoch, settings): (i64, &Settings)) -> I
         base_after: step.base_after.clone(),
         fields: form.fields().and_then(telling),
         epoch,
+        receipt: None,
     }
 }

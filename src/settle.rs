@@ -32,7 +32,12 @@ pub(crate) enum Settlement {
     /// A clash waits for a person.
     Held { work: Work, found: Box<Found> },
     /// A write that may have happened did.
-    Landed { work: Work, intent: Intent },
+    Landed {
+        work: Work,
+        intent: Intent,
+        /// The side that has let go of it by itself since (R15).
+        left: Option<Side>,
+    },
     /// It did not, and can't any more, or somebody has written since: what stands there now.
     NotLanded { key: Key, now: Option<Vec<u8>> },
     /// It may still happen.
@@ -109,8 +114,11 @@ pub(crate) async fn commit(
                             new_conflicts.push((found.collection.clone(), found.kind));
                         }
                     }
-                    Settlement::Landed { work, intent } => {
+                    Settlement::Landed { work, intent, left } => {
                         base::put(c, &work.key, intent.base_after.as_deref())?;
+                        if left.is_some() {
+                            base::mark_left(c, &work.key, *left)?;
+                        }
                         base::drop_intent(c, &work.key)?;
                         conflicts::overruled(c, &work.key)?;
                         // Nobody knows which events of it are still owed, nor whether the stamp was lost.
@@ -184,14 +192,13 @@ pub(crate) async fn put_intents(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &[Item],
-    planned: &[Planned],
+    planned: impl Iterator<Item = &Planned>,
 ) -> Result<(), Failure> {
     let epoch = shared.store.epoch();
     let updated_at = &settings.config.fields.updated_at;
     let base_first = shared.failpoints.mutated("base_first");
     let no_intent = shared.failpoints.mutated("no_intent");
     let ahead: Vec<Ahead> = planned
-        .iter()
         .map(|p| Ahead {
             key: p.write.key.clone(),
             intent: p.intent(epoch, updated_at),

@@ -25,6 +25,7 @@ use crate::loss::Losses;
 use crate::metrics::Metrics;
 use crate::order::{Class, Order};
 use crate::progress::Meter;
+use crate::receipt::{self, Receipts};
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
@@ -33,11 +34,12 @@ use crate::touched::Touched;
 use crate::watermark::Watermark;
 
 /// Our own collections; never synced.
-pub const OWN_COLLECTIONS: [&str; 4] = [
+pub const OWN_COLLECTIONS: [&str; 5] = [
     "conflict_logs",
     "sync_logs",
     "sync_config",
     lease::COLLECTION,
+    receipt::COLLECTION,
 ];
 
 /// How far a stream has been read.
@@ -71,6 +73,8 @@ pub struct Shared {
     pub busy: Mutex<HashSet<Key>>,
     /// Insert events of our own that are still to come.
     pub echoes: Echoes,
+    /// Where transactions leave their receipts.
+    pub receipts: Receipts,
     /// Tells comparisons which documents were worked on while they looked.
     pub touched: Touched,
     /// Bytes of an average document by namespace, as last read.
@@ -224,6 +228,12 @@ impl Settings {
         }
     }
 
+    /// Whether somebody else may have brought both sides to where they are: with high availability
+    /// on, the one who worked before.
+    pub fn base_may_lag(&self) -> bool {
+        self.config.ha.enabled
+    }
+
     /// The database that holds our records.
     pub fn records_db(&self) -> &str {
         &self.config.databases[0]
@@ -258,6 +268,7 @@ impl Shared {
             stamp: Notify::new(),
             busy: Mutex::default(),
             echoes: Echoes::default(),
+            receipts: Receipts::default(),
             touched: Touched::default(),
             first_sync: Mutex::default(),
             sizes: Mutex::default(),

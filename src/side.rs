@@ -362,21 +362,21 @@ impl Endpoint {
             return Ok(());
         };
         let prefix = format!("session:{}:%", self.side.name());
-        let like = prefix.clone();
-        let ids: Vec<Vec<u8>> = store
-            .call(move |c| {
-                c.prepare("SELECT v FROM meta WHERE k LIKE ?")?
-                    .query_map([like], |r| r.get(0))?
-                    .collect()
-            })
-            .await
-            .map_err(crate::settle::store_failed)?;
-        if ids.is_empty() {
+        let noted = store.call(move |c| {
+            c.prepare("SELECT k, v FROM meta WHERE k LIKE ?")?
+                .query_map([prefix], |r| Ok((r.get(0)?, r.get(1)?)))?
+                .collect::<Result<Vec<(String, Vec<u8>)>, _>>()
+        });
+        let mut noted = noted.await.map_err(store_failed)?;
+        // Those that other batches are at work with are no leftovers.
+        let at_work = lock(&self.sessions).clone();
+        noted.retain(|(name, _)| !at_work.contains(name));
+        if noted.is_empty() {
             return Ok(());
         }
-        let ids: Vec<Document> = ids
+        let ids: Vec<Document> = noted
             .iter()
-            .filter_map(|b| Document::from_reader(b.as_slice()).ok())
+            .filter_map(|(_, id)| Document::from_reader(id.as_slice()).ok())
             .collect();
         match self.run_doc("admin", doc! {"killSessions": ids}).await {
             Err(failure) if failure.is_offline() || failure.class == Class::Transient => {
@@ -386,11 +386,13 @@ impl Endpoint {
             Err(failure) => tracing::debug!(%failure, "ending old sessions"),
             Ok(_) => {}
         }
-        let forgotten = store.call(move |c| c.execute("DELETE FROM meta WHERE k LIKE ?", [prefix]));
-        forgotten
-            .await
-            .map(|_| ())
-            .map_err(crate::settle::store_failed)
+        let forgotten = store.call(move |c| {
+            let mut forget = c.prepare_cached("DELETE FROM meta WHERE k = ?")?;
+            noted
+                .iter()
+                .try_for_each(|(name, _)| forget.execute([name]).map(drop))
+        });
+        forgotten.await.map_err(store_failed)
     }
 
     /// Asks whether the server is there and usable: `hello`, then the identity.

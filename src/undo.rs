@@ -261,6 +261,7 @@ fn put_back(
         skew_ms: 0,
         first_sync: false,
         fields: None,
+        base_may_lag: false,
     };
     // What the discarded version had changed goes back; what it had not stays as it is now.
     let before = was

@@ -20,6 +20,7 @@ use crate::exact;
 use crate::failure::Failure;
 use crate::guard::{Duplicate, Verdict, Write};
 use crate::key::{Id, Key};
+use crate::receipt;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::side::Endpoint;
@@ -342,6 +343,7 @@ impl Knot<'_> {
             skew_ms: self.shared.skew_ms(),
             first_sync: false,
             fields: self.settings.config.sync.rules.get(self.coll),
+            base_may_lag: self.settings.base_may_lag(),
         };
         let replaces = match self.side {
             Side::Remote => Target::Local,
@@ -408,6 +410,11 @@ impl Knot<'_> {
     ) -> Result<Answer, Failure> {
         let epoch = self.shared.store.epoch();
         let side = self.side;
+        let rules = self.settings.config.sync.rules.get(self.coll);
+        let receipt = match chain.iter().any(|m| receipt::is_needed(&m.write, rules)) {
+            true => receipt::take(self.shared, side).await?,
+            false => None,
+        };
         let intents: Vec<_> = chain
             .iter()
             .map(|m| {
@@ -421,6 +428,7 @@ impl Knot<'_> {
                         digest: None,
                         fields: None,
                         epoch,
+                        receipt,
                     },
                 )
             })
@@ -439,8 +447,15 @@ impl Knot<'_> {
             .map(|m| ((self.db, self.coll), &m.write))
             .collect();
         let stamp = self.shared.stamp_for(self.settings, side);
-        let (verdict, failure) =
-            exact::write_together(endpoint, &writes, &self.settings.sync_fields, stamp).await;
+        let with = exact::With {
+            sync_fields: &self.settings.sync_fields,
+            stamp,
+            receipt: receipt.map(|receipt| (self.settings.records_db(), receipt)),
+        };
+        let (verdict, failure) = exact::write_together(endpoint, &writes, with).await;
+        if let Some(receipt) = receipt.filter(|_| !matches!(verdict, Verdict::Unknown { .. })) {
+            self.shared.receipts.give_back(side, receipt);
+        }
         self.shared.failpoints.crash("after_write_before_ack");
         self.shared.note(side, &failure.clone().map_or(Ok(()), Err));
         let keys: HashSet<Key> = chain.iter().map(|m| m.write.key.clone()).collect();

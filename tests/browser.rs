@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use chrono::Utc;
-use common::{Daemon, World, wait_until};
+use common::{Daemon, Settings, World, wait_until};
 use mongodb::Database;
 use mongodb::bson::{Bson, Document};
 use sangam::history::{self, Sample};
@@ -83,8 +83,30 @@ fn document(value: &Value) -> Document {
     }
 }
 
+/// Settings of one of two daemons on the pair, which shares the work with the other.
+fn settings(world: &World, name: &str) -> Settings {
+    world
+        .settings()
+        .token(TOKEN)
+        .set("log.level", "\"info\"")
+        .set("ha.enabled", "true")
+        .set("ha.name", &format!("{name:?}"))
+}
+
+fn address(daemon: &Daemon) -> String {
+    format!("http://localhost:{}", daemon.settings.api_port())
+}
+
+/// What the script plays with.
+struct Stage {
+    world: World,
+    office: Daemon,
+    attic: Option<Daemon>,
+}
+
 /// Does what the script asks for; the answer.
-async fn carry_out(world: &World, daemon: &Daemon, wish: &Value) -> Result<Value, String> {
+async fn carry_out(stage: &mut Stage, wish: &Value) -> Result<Value, String> {
+    let world = &stage.world;
     let text = |name: &str| wish[name].as_str().unwrap_or_default();
     let db: &Database = match text("side") {
         "remote" => &world.remote,
@@ -121,7 +143,22 @@ async fn carry_out(world: &World, daemon: &Daemon, wish: &Value) -> Result<Value
             })
             .await;
         }
-        "status" => return daemon.status().await,
+        "status" => return stage.office.status().await,
+        "second" => {
+            let port = sangam::process::free_port().map_err(|e| e.to_string())?;
+            let settings = settings(world, "attic").label("attic").port(port);
+            let attic = world.start_with(settings).await;
+            return Ok(json!(address(stage.attic.insert(attic))));
+        }
+        "stop" => {
+            assert!(stage.office.terminate().await.success());
+        }
+        "start" => stage.office.restart().await,
+        "stop the second" => {
+            let mut attic = stage.attic.take().ok_or("there is no second one")?;
+            assert!(attic.terminate().await.success());
+            assert!(!attic.log().contains(TOKEN), "the token is in the log");
+        }
         other => return Err(format!("unknown wish {other}")),
     }
     Ok(Value::Null)
@@ -132,13 +169,16 @@ async fn carry_out(world: &World, daemon: &Daemon, wish: &Value) -> Result<Value
 async fn the_dashboard_in_a_browser() {
     let world = World::new("temple").await;
     with_a_past(&world).await;
-    let settings = world.settings().token(TOKEN).set("log.level", "\"info\"");
-    let port = settings.api_port();
-    let daemon = world.start_with(settings).await;
+    let office = world.start_with(settings(&world, "office")).await;
+    let mut stage = Stage {
+        world,
+        office,
+        attic: None,
+    };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/dashboard.mjs");
     let mut node = Command::new("node")
         .arg(script)
-        .arg(format!("http://localhost:{port}"))
+        .arg(address(&stage.office))
         .arg(TOKEN)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -159,7 +199,7 @@ async fn the_dashboard_in_a_browser() {
             println!("{line}");
             continue;
         };
-        let answer = match carry_out(&world, &daemon, &wish).await {
+        let answer = match carry_out(&mut stage, &wish).await {
             Ok(value) => json!({ "ok": value }),
             Err(error) => json!({ "error": error }),
         };
@@ -167,5 +207,8 @@ async fn the_dashboard_in_a_browser() {
     }
     let status = node.wait().unwrap();
     assert!(status.success(), "the browser's part failed: {status}");
-    assert!(!daemon.log().contains(TOKEN), "the token is in the log");
+    assert!(
+        !stage.office.log().contains(TOKEN),
+        "the token is in the log"
+    );
 }

@@ -7,6 +7,7 @@ use super::{Item, Namespace, State};
 use crate::decide::Side;
 use crate::failure::Failure;
 use crate::key::{Id, Key};
+use crate::receipt;
 use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 
@@ -55,6 +56,36 @@ pub(super) async fn read(
                 // Large documents: the rest stays in the queue for the next batch.
                 item.state = State::Done;
             }
+        }
+    }
+    ask_receipts(shared, items).await
+}
+
+/// Asks for the outcome of writes that left a receipt, where it is not known.
+async fn ask_receipts(shared: &Shared, items: &mut [Item]) -> Result<(), Failure> {
+    let settings = shared.settings();
+    for side in [Side::Local, Side::Remote] {
+        let mut asked = Vec::new();
+        for (i, item) in items.iter().enumerate() {
+            let intent = item.work.intent.as_ref().filter(|i| i.side == side);
+            let receipt = intent.and_then(|intent| intent.receipt);
+            asked.extend(
+                receipt
+                    .filter(|_| item.state == State::Look)
+                    .map(|r| (i, r)),
+            );
+        }
+        if asked.is_empty() {
+            continue;
+        }
+        let endpoint = shared.endpoint(side)?;
+        // What is still open would tell nothing yet, and then happen.
+        endpoint.end_leftovers().await?;
+        let receipts: Vec<_> = asked.iter().map(|(_, receipt)| *receipt).collect();
+        let happened = receipt::happened(&endpoint, settings.records_db(), &receipts).await;
+        shared.note(side, &happened);
+        for ((i, _), happened) in asked.into_iter().zip(happened?) {
+            items[i].happened = Some(happened);
         }
     }
     Ok(())

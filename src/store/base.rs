@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::dictionaries::{self, Dictionaries, Packer};
 use crate::decide::Side;
 use crate::key::Key;
+use crate::receipt::Receipt;
 
 /// Below this a body is kept plain: zstd's frame would eat the gain.
 const PLAIN_BELOW: usize = 96;
@@ -118,6 +119,8 @@ pub struct Intent {
     pub fields: Option<Vec<Vec<u8>>>,
     /// Run of the daemon that sent it.
     pub epoch: i64,
+    /// What its transaction leaves behind where it happened; with it nothing is guessed.
+    pub receipt: Option<Receipt>,
 }
 
 fn side_number(side: Side) -> i64 {
@@ -136,7 +139,7 @@ pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Resul
     };
     let fields = intent.fields.as_ref().map(|f| f.join(&0));
     c.prepare_cached(
-        "INSERT OR REPLACE INTO intents(key, side, new, base_after, after_is_new, fields, epoch) VALUES(?,?,?,?,?,?,?)",
+        "INSERT OR REPLACE INTO intents(key, side, new, base_after, after_is_new, fields, epoch, receipt) VALUES(?,?,?,?,?,?,?,?)",
     )?
     .execute(params![
         key.as_bytes(),
@@ -145,7 +148,8 @@ pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Resul
         if after_is_new { None } else { intent.base_after.as_deref().map(encode_plain) },
         after_is_new,
         fields,
-        intent.epoch
+        intent.epoch,
+        intent.receipt.map(Receipt::to_bytes)
     ])?;
     Ok(())
 }
@@ -153,7 +157,7 @@ pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Resul
 /// The undecided intent of a key.
 pub fn get_intent(c: &Connection, key: &Key) -> rusqlite::Result<Option<Intent>> {
     c.prepare_cached(
-        "SELECT side, new, base_after, after_is_new, fields, epoch FROM intents WHERE key = ?",
+        "SELECT side, new, base_after, after_is_new, fields, epoch, receipt FROM intents WHERE key = ?",
     )?
     .query_row([key.as_bytes()], |r| {
         let body = |i: usize| -> rusqlite::Result<Option<Vec<u8>>> {
@@ -177,9 +181,21 @@ pub fn get_intent(c: &Connection, key: &Key) -> rusqlite::Result<Option<Intent>>
             base_after,
             fields: fields.map(|f| f.split(|b| *b == 0).map(<[u8]>::to_vec).collect()),
             epoch: r.get(5)?,
+            receipt: r.get_ref(6)?.as_blob_or_null()?.and_then(Receipt::of_bytes),
         })
     })
     .optional()
+}
+
+/// The receipts of all undecided intents.
+pub fn receipts(c: &Connection) -> rusqlite::Result<Vec<Receipt>> {
+    let mut rows = c.prepare("SELECT receipt FROM intents WHERE receipt IS NOT NULL")?;
+    let found = rows.query_map([], |r| Ok(Receipt::of_bytes(r.get_ref(0)?.as_blob()?)))?;
+    Ok(found
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect())
 }
 
 /// Forgets the intent of a key: it was decided.

@@ -7,7 +7,7 @@
 //! it, and the next start goes on from there.
 //!
 //! To change the tables after a release: change [`super::schema::TABLES`], add the step that does the
-//! same to a file of the format before, and a fixture of that format (`tests/upgrade.rs` says how). A
+//! same to a file of the format before, and a fixture of that format (`tests/service/upgrade.rs` says how). A
 //! step is never changed once it was released. The tests compare what the steps make of the oldest
 //! fixture with what a new file has.
 

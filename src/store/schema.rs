@@ -63,9 +63,9 @@ CREATE INDEX transactions_t ON transactions(t);
 -- body: a marker byte (0 plain, 1 zstd), 8 bytes xxh3 of the content, the content.
 CREATE TABLE base(key BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 -- A write that may have reached `side`. new NULL: a deletion. base_after NULL with after_is_new=1: same as new.
--- Of a create, new is the byte 2 and the BLAKE3 digest of the content.
+-- Of a create, new is the byte 2 and the BLAKE3 digest of the content. receipt: lane (12 bytes) and number.
 CREATE TABLE intents(key BLOB PRIMARY KEY, side INTEGER NOT NULL, new BLOB, base_after BLOB,
-  after_is_new INTEGER NOT NULL, fields BLOB, epoch INTEGER NOT NULL) WITHOUT ROWID;
+  after_is_new INTEGER NOT NULL, fields BLOB, epoch INTEGER NOT NULL, receipt BLOB) WITHOUT ROWID;
 -- Documents whose sync fields have to be brought up to date; gen counts the requests.
 CREATE TABLE stamps(key BLOB PRIMARY KEY, id BLOB NOT NULL, gen INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 -- Open conflicts by document key; two keys may share one (a unique clash).

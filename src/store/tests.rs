@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use bson::doc;
+use bson::oid::ObjectId;
 
 use super::base::{self, Intent};
 use super::claim::{Claim, claim};
@@ -10,6 +11,7 @@ use super::queue::{self, Change};
 use super::*;
 use crate::decide::Side;
 use crate::key::{Id, Key};
+use crate::receipt::Receipt;
 
 fn change(n: i32, hint: Option<&[u8]>) -> Change {
     let raw = doc! {"_id": n}.to_vec().unwrap();
@@ -199,6 +201,10 @@ async fn r3_intents_survive_a_restart() {
             base_after: Some(body(1)),
             fields: Some(vec![b"a".to_vec()]),
             epoch: 1,
+            receipt: Some(Receipt {
+                lane: ObjectId::new(),
+                number: 7,
+            }),
         },
         Intent {
             side: Side::Local,
@@ -207,6 +213,7 @@ async fn r3_intents_survive_a_restart() {
             base_after: None,
             fields: None,
             epoch: 1,
+            receipt: None,
         },
         Intent {
             side: Side::Remote,
@@ -215,6 +222,7 @@ async fn r3_intents_survive_a_restart() {
             base_after: None,
             fields: None,
             epoch: 1,
+            receipt: None,
         },
         Intent {
             side: Side::Remote,
@@ -223,6 +231,7 @@ async fn r3_intents_survive_a_restart() {
             base_after: None,
             fields: None,
             epoch: 1,
+            receipt: None,
         },
     ];
     for intent in intents {

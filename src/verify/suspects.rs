@@ -180,6 +180,7 @@ pub(crate) fn rules<'a>(shared: &Shared, settings: &'a Settings, coll: &str) -> 
         skew_ms: shared.skew_ms(),
         first_sync: false,
         fields: settings.config.sync.rules.get(coll),
+        base_may_lag: settings.base_may_lag(),
     }
 }
 

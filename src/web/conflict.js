@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { h, time, toast, when } from "./dom.js";
-import { may } from "./state.js";
+import { elsewhere, may, refusal, state } from "./state.js";
 import { KINDS, STRATEGIES, kind, settled } from "./words.js";
 import { label, plain } from "./values.js";
 
@@ -51,6 +51,7 @@ export function conflict(main, id) {
   }
 
   function decide(c) {
+    if (elsewhere() !== null) return h("section", { class: "card" }, h("h2", {}, "Your decision"), h("p", { class: "notice" }, refusal()));
     const advice = c.recommendations ?? [];
     const offered = c.strategies ?? [...new Set(advice.map((a) => a.strategy))].map((strategy) => ({ strategy, possible: true, needsValue: false, summary: advice.find((a) => a.strategy === strategy).reason }));
     // What can't be done is not offered, unless that is all there is to say.
@@ -122,7 +123,7 @@ export function conflict(main, id) {
       }
     }
     const form = h("section", { class: "card" }, h("h2", {}, "Your decision"),
-      may("operate") ? "" : h("p", { class: "notice" }, "Your token only allows looking."),
+      refusal() && h("p", { class: "notice" }, refusal()),
       h("fieldset", { class: "choices" }, h("legend", { class: "sr" }, "Which version counts?"), known.map(choice)),
       h("div", { class: "form gap" }, valueBox, h("label", { for: "notes" }, "Note for the record (optional)", notes)), preview,
       h("div", { class: "actions" }, go));
@@ -154,6 +155,12 @@ export function conflict(main, id) {
     if (!ended) load();
   }
 
+  let before = elsewhere();
+  const stop = state.watch(() => {
+    if (elsewhere() === before) return;
+    before = elsewhere();
+    load();
+  });
   load();
-  return () => { ended = true; clearTimeout(timer); };
+  return () => { ended = true; stop(); clearTimeout(timer); };
 }

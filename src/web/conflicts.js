@@ -2,7 +2,7 @@
 
 import { get, page, post } from "./api.js";
 import { ask, count, fill, h, number, time, toast } from "./dom.js";
-import { may, state } from "./state.js";
+import { elsewhere, may, refusal, state } from "./state.js";
 import { KINDS, STRATEGIES, kind, settled } from "./words.js";
 import { label } from "./values.js";
 
@@ -63,8 +63,10 @@ export function conflicts(main) {
     if (busy) return;
     const narrow = kept.kind || kept.collection;
     const documents = !["collection_dropped", "mass_delete"].includes(kept.kind);
-    fill(bulk, [open && total, kept.kind, kept.collection, documents], () => {
-      if (!open || total < 2 || !may("operate")) return null;
+    fill(bulk, [open && total, kept.kind, kept.collection, documents, refusal()], () => {
+      if (!open || total === 0) return null;
+      if (refusal()) return h("p", { class: "notice" }, refusal());
+      if (total < 2) return null;
       const what = [kept.kind && `“${kind(kept.kind)}”`, kept.collection && `in ${kept.collection}`].filter(Boolean).join(" ");
       if (!narrow || !documents) return h("p", { class: "hint" }, "To settle many in the same way, choose what happened or a collection.");
       const choice = h("select", { id: "bulk" }, Object.entries(STRATEGIES).map(([k, v]) => h("option", { value: k }, v[0])));
@@ -148,9 +150,10 @@ export function conflicts(main) {
     more.disabled = false;
   }
 
-  let open = state.overview?.status.unresolvedConflicts, soon;
+  const seen = () => JSON.stringify([state.overview?.status.unresolvedConflicts, elsewhere()]);
+  let open = seen(), soon;
   const stop = state.watch(() => {
-    const now = state.overview?.status.unresolvedConflicts;
+    const now = seen();
     if (now === open) return;
     open = now;
     clearTimeout(soon);

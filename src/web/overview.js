@@ -3,7 +3,7 @@
 import { get, post } from "./api.js";
 import { chart } from "./charts.js";
 import { ask, count, duration, fill, h, number, svg, time, toast, when } from "./dom.js";
-import { link, may, state } from "./state.js";
+import { elsewhere, link, may, state } from "./state.js";
 import { REASONS, free, sentence, work } from "./words.js";
 
 /// Shapes, so that the level can be told without colour.
@@ -83,7 +83,7 @@ export function overview(main) {
     if (p) {
       fill(progress, p.what, () => [h("label", { for: "work" }, ""), h("progress", { id: "work" }), h("p", { class: "quiet small" })]);
       const [name, bar, text] = progress.children;
-      name.textContent = work(p);
+      name.textContent = elsewhere() === null ? work(p) : "Reading what both places have";
       bar.max = Math.max(1, p.total);
       bar.value = Math.min(p.documents, p.total);
       text.textContent = `${number(p.documents)} of about ${count(p.total, "document")}, at ${p.collection}${p.secondsLeft ? `; about ${duration(p.secondsLeft)} left` : ""}`;
@@ -92,7 +92,7 @@ export function overview(main) {
     sync.textContent = busy === "sync" ? "Syncing…" : "Sync now";
     mend.textContent = busy === "reconcile" ? "Comparing…" : "Compare and mend";
     if (verify) verify.textContent = busy === "verify" ? "Checking…" : "Check only";
-    for (const b of [sync, mend, verify]) if (b) b.disabled = busy !== "" || !may("operate") || !s.isOnline || s.isPaused || s.ha?.role === "standby";
+    for (const b of [sync, mend, verify]) if (b) b.disabled = busy !== "" || !may("operate") || !s.isOnline || s.isPaused;
     pause.disabled = !may("operate") || busy === "pause";
     fill(notices, s.notices, () => s.notices.length > 0 && h("section", { class: "notice", "aria-label": "Please note" }, h("ul", {}, s.notices.map((n) => h("li", {}, upper(n))))));
     renderPlaces(s, o);

@@ -20,7 +20,24 @@ export const state = {
   },
 };
 
-export const may = (role) => ROLES.indexOf(state.session?.role) >= ROLES.indexOf(role);
+/// The name of the Sangam that takes orders instead of this one; "" if nobody does just now, null if this one does.
+export function elsewhere() {
+  const ha = state.overview?.status.ha;
+  if (!ha || ha.role === "holder") return null;
+  return ha.role === "standby" ? ha.holder ?? "" : "";
+}
+
+const allowed = (role) => ROLES.indexOf(state.session?.role) >= ROLES.indexOf(role);
+
+/// Whether this person may, here and now: a Sangam that stands by takes no orders from anybody.
+export const may = (role) => allowed(role) && (role !== "operate" || elsewhere() === null);
+
+/// Why nothing can be decided here; "" if it can.
+export function refusal() {
+  const other = elsewhere();
+  if (other !== null) return other ? `This Sangam stands by. Decide at ${other}, which does the work.` : "Nobody does the work at the moment. In a few seconds this can be decided again.";
+  return allowed("operate") ? "" : "Your token only allows looking.";
+}
 
 /// The link in a few words.
 export function link(s) {

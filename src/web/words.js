@@ -70,10 +70,7 @@ export function sentence(o, collections, now = Date.now()) {
     const tail = waiting ? `${waits(waiting)}` : "nothing is waiting";
     return { level: "wait", sign: "away", text: `No connection to the cloud since ${when(s.link.since, now)}; ${tail}`, more };
   }
-  if (s.ha && s.ha.role !== "holder") {
-    const works = s.ha.holder && s.ha.role === "standby" ? `${s.ha.holder} does the work` : "nobody does the work at the moment";
-    return { level: "ok", sign: "paused", text: s.ha.role === "standby" ? `This Sangam stands by; ${works}` : "This Sangam is taking over", more: [s.ha.role === "standby" ? `It takes over by itself if that one fails. Decide conflicts and give orders ${s.ha.holder ? `at ${s.ha.holder}` : "there"}.` : ""] };
-  }
+  if (s.ha && s.ha.role !== "holder") return another(s.ha, now);
   if (s.isPaused) {
     return { level: "wait", sign: "paused", text: `Syncing is paused${waiting ? `; ${waits(waiting)}` : ""}`, more: ["Changes go on being noted. Press Resume when they may move again."] };
   }
@@ -94,6 +91,14 @@ export function sentence(o, collections, now = Date.now()) {
   const total = collections?.every((c) => c.local !== null) ? collections.reduce((sum, c) => sum + c.local, 0) : null;
   const text = total === null ? "Everything is in both places" : total === 0 ? "Both places are ready; there are no documents yet" : total === 1 ? "The one document is in both places" : `All ${number(total)} documents are in both places`;
   return { level: "ok", sign: "done", text, more: proof };
+}
+
+/// One of several on the pair, and not the one that works.
+function another(ha, now) {
+  if (ha.role !== "standby") return { level: "busy", sign: "moving", text: "This Sangam is taking over", more: ["In a moment it does the work."] };
+  if (!ha.holder) return { level: "wait", sign: "paused", text: "This Sangam stands by; nobody does the work at the moment", more: ["It takes over by itself in a few seconds."] };
+  const since = ha.since ? `, since ${when(ha.since, now)}` : "";
+  return { level: "ok", sign: "paused", text: `This Sangam stands by; ${ha.holder} does the work${since}`, more: [`It takes over by itself if ${ha.holder} fails. Decide conflicts and give orders at ${ha.holder}.`] };
 }
 
 function proven(o, now) {

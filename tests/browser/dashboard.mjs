@@ -29,16 +29,16 @@ const browser = await chromium.launch({ executablePath: process.env.SANGAM_CHROM
 const problems = [];
 let page;
 
-async function open(options = {}) {
+async function open(options = {}, at = address) {
   // axe-core is put into the page by the test; the page's own policy would refuse it.
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, locale: "en-GB", timezoneId: "Asia/Kolkata", reducedMotion: "reduce", ...options });
   context.setDefaultTimeout(45000);
-  if (process.env.SANGAM_WEB) await context.route(`${address}/*`, asOnDisk);
+  if (process.env.SANGAM_WEB) await context.route(`${at}/*`, asOnDisk);
   const tab = await context.newPage();
   tab.on("console", (m) => { if (["error", "warning"].includes(m.type()) && !/40[019]|503|ERR_/.test(m.text())) problems.push(m.text()); });
   tab.on("pageerror", (e) => problems.push(String(e)));
   tab.on("request", (r) => {
-    if (!r.url().startsWith(address)) problems.push(`asked elsewhere: ${r.url()}`);
+    if (!r.url().startsWith(at)) problems.push(`asked elsewhere: ${r.url()}`);
     if (r.url().includes(token)) problems.push(`the token is in an address: ${r.url()}`);
   });
   return tab;
@@ -54,8 +54,8 @@ async function asOnDisk(route) {
   return route.fulfill({ status: 200, headers: { ...real.headers(), "content-type": type, "content-encoding": "identity" }, body: fs.readFileSync(file) });
 }
 
-async function signIn(tab, given = token) {
-  await tab.goto(`${address}/`);
+async function signIn(tab, given = token, at = address) {
+  await tab.goto(`${at}/`);
   await tab.getByLabel("Access token").fill(given);
   await tab.getByRole("button", { name: "Sign in" }).click();
 }
@@ -148,6 +148,25 @@ try {
   await table.getByRole("row", { name: /^date/ }).waitFor();
   await page.getByLabel("Show equal fields too").uncheck();
 
+  step("a second Sangam stands by, says who works, and takes no orders");
+  const there = await wish("second");
+  const second = await open({}, there);
+  await signIn(second, token, there);
+  await says("This Sangam stands by; office does the work, since", second);
+  for (const name of ["Sync now", "Pause", "Compare and mend", "Check only"]) {
+    assert.ok(await second.getByRole("button", { name }).isDisabled(), `a standby offers: ${name}`);
+  }
+  await second.getByRole("row", { name: /bookings/ }).waitFor();
+  await accessible(second, "standby");
+  await fits(second, "standby");
+  await shot(second, "standby", { fullPage: true });
+  await second.getByRole("link", { name: /^Conflicts/ }).click();
+  await second.getByText("Decide at office").waitFor();
+  await second.getByRole("link", { name: /Vikram Nair/ }).click();
+  await second.getByText("Decide at office").waitFor();
+  assert.equal(await second.getByRole("radio").count(), 0, "a standby offers a decision");
+  await shot(second, "standby-conflict", { fullPage: true });
+
   step("each way of settling it is previewed before anything is written");
   for (const name of [/Keep ours/, /Combine both/, /Keep the cloud/]) {
     await page.getByRole("radio", { name }).check();
@@ -236,6 +255,18 @@ try {
     }
     await tab.context().close();
   }
+
+  step("the first one stops: the second one takes over, and gives the work back");
+  await second.goto(`${there}/#/`);
+  await wish("stop");
+  await says("All 40 documents are in both places", second);
+  assert.ok(await second.getByRole("button", { name: "Sync now" }).isEnabled(), "whoever works takes orders");
+  await page.getByText("No answer from Sangam").waitFor();
+  await wish("start");
+  await says("This Sangam stands by; attic does the work, since");
+  await wish("stop the second");
+  await says("All 40 documents are in both places");
+  await second.context().close();
 
   step("ten thousand conflicts");
   await page.getByRole("button", { name: "Pause" }).click();

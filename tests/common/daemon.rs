@@ -14,6 +14,13 @@ use serde_json::Value;
 use super::api::{self, Answer};
 use super::{SOON, World, wait_until};
 
+/// The program under test. `SANGAM_BINARY` names another build of it, such as one for another
+/// processor behind a script that emulates that.
+pub fn program() -> PathBuf {
+    let own = || PathBuf::from(env!("CARGO_BIN_EXE_sangam"));
+    std::env::var_os("SANGAM_BINARY").map_or_else(own, PathBuf::from)
+}
+
 /// A configuration file in the making, with short times.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -144,7 +151,7 @@ impl Settings {
 
     /// The binary with this configuration and environment; arguments follow.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sangam"));
+        let mut command = Command::new(program());
         for name in
             config::variables().chain(["SANGAM_MUTATION", "SANGAM_FAILPOINT", "SANGAM_STALL"])
         {

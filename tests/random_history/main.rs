@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use writers::{RULES, Shared, WRITERS_A_SIDE, Writer};
 
 /// Each takes one rule of the protocol away.
-const MUTATIONS: [&str; 7] = [
+const MUTATIONS: [&str; 8] = [
     "base_first",
     "no_intent",
     "lww_silent",
@@ -40,6 +40,7 @@ const MUTATIONS: [&str; 7] = [
     "token_first",
     "stamp",
     "clear_noseq",
+    "no_receipt",
 ];
 
 /// Places where the daemon may abort, with a probability each.

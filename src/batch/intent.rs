@@ -1,0 +1,167 @@
+//! Intents: writes of ours that may have happened, and whether they did (R3).
+
+use std::borrow::Cow;
+
+use tokio::time::Instant;
+
+use super::{Item, Planned, State};
+use crate::content::{self, strip};
+use crate::decide::Side;
+use crate::expiry;
+use crate::settle::Settlement;
+use crate::shared::{Settings, Shared};
+use crate::store::base::{Intent, digest};
+
+impl Planned {
+    /// The intent of this write. `updatedAt` does not tell whether it landed: whoever edits another
+    /// field afterwards bumps it.
+    pub(crate) fn intent(&self, epoch: i64, updated_at: &str) -> Intent {
+        let telling = |names: &[Vec<u8>]| {
+            let names: Vec<_> = names
+                .iter()
+                .filter(|n| *n != updated_at.as_bytes())
+                .cloned()
+                .collect();
+            (!names.is_empty()).then_some(names)
+        };
+        let digest = match (&self.write.expect, &self.write.new) {
+            (None, Some(new)) if self.base_after == self.write.new => Some(digest(new)),
+            _ => None,
+        };
+        let unless_told = |body: &Option<Vec<u8>>| match digest {
+            Some(_) => None,
+            None => body.clone(),
+        };
+        Intent {
+            side: self.side,
+            new: unless_told(&self.write.new),
+            digest,
+            base_after: unless_told(&self.base_after),
+            fields: self.form.fields().and_then(telling),
+            epoch,
+            receipt: self.receipt,
+        }
+    }
+}
+
+/// A write of ours that may have happened is decided before anything else (R3). `false`: not now.
+pub(super) fn settle_intent(
+    shared: &Shared,
+    settings: &Settings,
+    item: &mut Item,
+    settlements: &mut Vec<Settlement>,
+) -> bool {
+    let Some(mut intent) = item.work.intent.take() else {
+        return true;
+    };
+    let actual = match intent.side {
+        Side::Local => item.local.as_deref(),
+        Side::Remote => item.remote.as_deref(),
+    };
+    let actual = actual.map(|d| strip(d, &settings.sync_fields));
+    let happened = match (intent.receipt, item.happened) {
+        (Some(_), Some(happened)) => happened,
+        _ => landed(&intent, actual.as_deref()),
+    };
+    if happened {
+        if intent.digest.is_some() {
+            intent.base_after = actual.map(Cow::into_owned);
+        }
+        item.work.base = intent.base_after.clone();
+        item.work.left = went_by_itself(shared, item);
+        settlements.push(Settlement::Landed {
+            work: item.work.claim_only(),
+            intent,
+            left: item.work.left,
+        });
+        return true;
+    }
+    if let Some(until) = shared.late_until(&item.work.key, &intent) {
+        // It may still happen: deciding now could take our own write for somebody else's edit (R4).
+        let wait = until.saturating_duration_since(Instant::now().into_std());
+        settlements.push(Settlement::Deferred {
+            work: item.work.claim_only(),
+            wait,
+        });
+        item.work.intent = Some(intent);
+        item.state = State::Done;
+        return false;
+    }
+    settlements.push(Settlement::NotLanded {
+        key: item.work.key.clone(),
+        now: actual.map(Cow::into_owned),
+    });
+    true
+}
+
+/// The side that has let go of a document by itself while it was not known whether the document had
+/// arrived: its event came too early to be told from a deletion (R15). Judged by the present time.
+fn went_by_itself(shared: &Shared, item: &Item) -> Option<Side> {
+    let base = item.work.base.as_deref()?;
+    let gone = match (&item.local, &item.remote) {
+        (None, Some(_)) => Side::Local,
+        (Some(_), None) if item.remote_known => Side::Remote,
+        _ => return None,
+    };
+    let volatile = shared.schema.volatile(gone, item.work.key.ns())?;
+    let now = chrono::Utc::now().timestamp_millis() + shared.offset(gone);
+    expiry::goes_by_itself(&volatile, base, now).then_some(gone)
+}
+
+/// What the daemon wrote that held the lease before is what both sides have agreed on, as with an
+/// intent of our own. (Only one side needs to be asked: where both hold what it wrote, they agree.)
+pub(super) fn inherit(
+    shared: &Shared,
+    settings: &Settings,
+    item: &mut Item,
+    settlements: &mut Vec<Settlement>,
+) {
+    let Some(legacy) = shared.lease().map(|l| l.legacy()).filter(|l| l.is_open()) else {
+        return;
+    };
+    if !item.remote_known {
+        return;
+    }
+    let ns = (item.ns.db.as_str(), item.ns.coll.as_str());
+    let written = legacy.take(ns, &item.work.key, item.work.base.as_deref());
+    for (side, found) in [(Side::Remote, &item.remote), (Side::Local, &item.local)] {
+        let content = found.as_deref().map(|d| strip(d, &settings.sync_fields));
+        let is_base = content.as_deref() == item.work.base.as_deref();
+        if !is_base && written.holds(side, content.as_deref()) {
+            let base = content.map(Cow::into_owned);
+            item.work.left = None;
+            item.work.base.clone_from(&base);
+            settlements.push(Settlement::Landed {
+                work: item.work.claim_only(),
+                intent: Intent {
+                    side,
+                    new: None,
+                    digest: None,
+                    base_after: base,
+                    fields: None,
+                    epoch: shared.store.epoch(),
+                    receipt: None,
+                },
+                left: None,
+            });
+            return;
+        }
+    }
+}
+
+/// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may
+/// have changed further ones.
+pub(crate) fn landed(intent: &Intent, actual: Option<&[u8]>) -> bool {
+    if let Some(wanted) = &intent.digest {
+        return actual.is_some_and(|a| digest(a) == *wanted);
+    }
+    if actual == intent.new.as_deref() {
+        return true;
+    }
+    match (&intent.fields, actual, &intent.new) {
+        (Some(fields), Some(actual), Some(new)) => {
+            content::agree_on(actual, new, fields.iter().map(Vec::as_slice))
+        }
+        _ => false,
+    }
+}
