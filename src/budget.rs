@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::order::{self, Rank};
 
 /// A command of this size passes at any rate; smaller ones would waste round trips.
-const SMALLEST: usize = 64 << 10;
+pub(crate) const SMALLEST: usize = 64 << 10;
 
 /// How often a waiting command looks whether hours or settings have changed.
 const LOOK: Duration = Duration::from_secs(1);

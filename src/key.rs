@@ -15,9 +15,18 @@ pub struct Key(Vec<u8>);
 impl Key {
     /// The key of the document with this `_id` element in namespace number `ns`.
     pub fn new(ns: u32, id: &Id) -> Self {
+        Self::from_value(ns, id.kind, &id.value)
+    }
+
+    /// The key of a document in namespace number `ns`, if it has an `_id`.
+    pub fn of(ns: u32, doc: &[u8]) -> Option<Self> {
+        raw::get(doc, b"_id").map(|e| Self::from_value(ns, e.kind, e.value))
+    }
+
+    fn from_value(ns: u32, kind: u8, value: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(24);
         bytes.extend_from_slice(&ns.to_be_bytes());
-        canonical(id.kind, &id.value, &mut bytes);
+        canonical(kind, value, &mut bytes);
         Self(bytes)
     }
 

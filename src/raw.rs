@@ -65,9 +65,14 @@ fn value_len(kind: u8, bytes: &[u8], at: usize) -> Result<usize, Malformed> {
 
 /// Top-level elements of a document, in order. Ends after the first malformed one.
 pub fn elements(doc: &[u8]) -> Elements<'_> {
+    elements_from(doc, 4)
+}
+
+/// The same from the element that begins at byte `at`.
+pub fn elements_from(doc: &[u8], at: usize) -> Elements<'_> {
     Elements {
         doc,
-        at: 4,
+        at,
         done: false,
     }
 }

@@ -1,5 +1,7 @@
 //! One of the two databases: its client, commands with deadlines, reads by `_id`, its identity.
 
+mod rows;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -21,6 +23,8 @@ use crate::raw::{Writer, index_name};
 use crate::settle::store_failed;
 use crate::shared::lock;
 use crate::store::Store;
+
+pub use rows::{Answer, Rows};
 
 /// The server ends an operation of ours after this; far above what a batch takes (R4).
 pub const MAX_TIME: Duration = Duration::from_secs(5);
@@ -226,15 +230,12 @@ impl Endpoint {
             budget.pay(command.as_bytes().len()).await;
         }
         let db = self.client.database(db);
-        let opening = tokio::time::timeout(deadline(1 << 20), db.run_raw_cursor_command(command));
-        let cursor = opening
+        let opening = db.run_raw_cursor_command(command).batch();
+        let cursor = tokio::time::timeout(deadline(1 << 20), opening)
             .await
             .map_err(|_| Failure::timeout().of(self.side))?
             .map_err(|e| self.failure(&e))?;
-        Ok(Rows {
-            endpoint: self.clone(),
-            cursor: cursor.with_type(),
-        })
+        Ok(Rows::new(self.clone(), cursor))
     }
 
     /// The same, all documents to `each` as they come.
@@ -449,29 +450,6 @@ pub struct OpenSession {
 impl Drop for OpenSession {
     fn drop(&mut self) {
         lock(&self.all).remove(&self.name);
-    }
-}
-
-/// Documents of a cursor.
-pub struct Rows {
-    endpoint: Arc<Endpoint>,
-    cursor: mongodb::Cursor<RawDocumentBuf>,
-}
-
-impl Rows {
-    /// The next document, or `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<RawDocumentBuf>, Failure> {
-        use futures::TryStreamExt as _;
-        // Batches are 16 MiB at most; on a slow link they take their time.
-        let next = tokio::time::timeout(deadline(16 << 20), self.cursor.try_next());
-        let found = next
-            .await
-            .map_err(|_| Failure::timeout().of(self.endpoint.side))?
-            .map_err(|e| self.endpoint.failure(&e))?;
-        if let (Some(budget), Some(doc)) = (self.endpoint.budget.get(), &found) {
-            budget.pay(doc.as_bytes().len()).await;
-        }
-        Ok(found)
     }
 }
 

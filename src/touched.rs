@@ -46,6 +46,11 @@ impl Touched {
 }
 
 impl Watch {
+    /// Whether nothing was worked on meanwhile.
+    pub fn saw_none(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+
     /// Whether it was worked on meanwhile.
     pub fn saw(&self, key: &Key) -> bool {
         lock(&self.0).contains(&hash(key))

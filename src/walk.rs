@@ -3,7 +3,7 @@
 //! This is what reconcile, the first sync and verify have in common. It only reads, keeps no state
 //! and knows no base: a caller cuts a collection into ranges ([`Place::bound`]), compares each
 //! ([`Place::exact`] or [`Place::cheap`], several at once if it likes) and is sent what was
-//! [`Found`] through a channel, some hundred documents at a time; a slow receiver slows the walk.
+//! [`Found`] through a channel, up to a thousand documents at a time; a slow receiver slows the walk.
 //!
 //! - **exact** reads every document of both sides once and compares contents byte for byte.
 //! - **cheap** compares hashes that the servers compute (`$toHashedIndexKey`), reads nothing where they
@@ -22,6 +22,7 @@ mod hash;
 use std::sync::Arc;
 
 use bson::doc;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::decide::Side;
@@ -41,7 +42,7 @@ const USUAL: u64 = 1024;
 const NO_SUCH_COLLECTION: i32 = 26;
 
 /// Documents that are sent to the receiver together.
-const SOME: usize = 500;
+const SOME: usize = 1000;
 
 /// From one `_id` (or the first) up to another one, which is left out (or to the end).
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -74,7 +75,7 @@ impl Seen {
 #[derive(Clone, Debug)]
 pub enum Found {
     /// Both sides have this content (sync fields left out).
-    Equal(Key, Vec<u8>),
+    Equal(Key, Bytes),
     /// They don't.
     Differs(Difference),
 }
@@ -327,12 +328,17 @@ impl<'a> Out<'a> {
         }
     }
 
-    async fn push(&mut self, found: Found) -> Result<(), Failure> {
+    /// Adds to what is sent together; see [`Out::flush_if_full`].
+    fn push(&mut self, found: Found) {
         self.bytes += match &found {
             Found::Equal(_, content) => content.len(),
             Found::Differs(_) => 0,
         };
         self.some.push(found);
+    }
+
+    /// Sends what there is, if it is enough.
+    async fn flush_if_full(&mut self) -> Result<(), Failure> {
         if self.some.len() >= SOME || self.bytes > ANSWER as usize {
             self.flush().await?;
         }

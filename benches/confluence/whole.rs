@@ -48,6 +48,13 @@ async fn read_bare(db: &Database) -> Rate {
     }
 }
 
+fn since(now: [Duration; 2], then: [Duration; 2]) -> [Duration; 2] {
+    [
+        now[0].saturating_sub(then[0]),
+        now[1].saturating_sub(then[1]),
+    ]
+}
+
 fn crossed(world: &World) -> u64 {
     world.link.bytes(Way::Up) + world.link.bytes(Way::Down)
 }
@@ -71,9 +78,16 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
     let case = format!("first sync of {count} equal documents");
     let there = bare::compressed(&world.link.uri()).await;
     let there = there.database(&world.name);
+    let servers = || {
+        let servers = world.servers();
+        [&servers.local, &servers.remote].map(|s| meter::cpu(s.pid().expect("it runs")))
+    };
+    let idle = servers();
     let before = [read_bare(&world.local).await, read_bare(&there).await];
+    let bare = since(servers(), idle);
     let (here_too, there_too) = tokio::join!(read_bare(&world.local), read_bare(&there));
     let settings = world.settings().set("log.level", &log_level());
+    let idle = servers();
     let (began, bytes) = (Instant::now(), crossed(&world));
     let mut daemon = world.start_with(settings.clone()).await;
     let pid = daemon.pid();
@@ -84,6 +98,7 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
     };
     let bytes = crossed(&world) - bytes;
     let (cpu, memory) = (meter::cpu(pid), meter::memory(pid).1);
+    let busy = since(servers(), idle);
     let state: u64 = ["sangam.db", "sangam.db-wal"]
         .map(|name| std::fs::metadata(daemon.state_dir().join(name)).map_or(0, |m| m.len()))
         .iter()
@@ -121,10 +136,19 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
         both,
         Target::None,
     );
-    let each = cpu.as_secs_f64() * 1e6 / count as f64;
+    let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count as f64;
     table.note(
-        format!("{case}: CPU of the daemon"),
-        format!("{each:.1} µs a document"),
+        format!("{case}: CPU of daemon, local server, remote server"),
+        format!(
+            "{:.1}, {:.1}, {:.1} µs a document",
+            each(cpu),
+            each(busy[0]),
+            each(busy[1])
+        ),
+    );
+    table.note(
+        format!("{case}: CPU of local server, of remote server for the bare reads"),
+        format!("{:.1}, {:.1} µs a document", each(bare[0]), each(bare[1])),
     );
     table.note(
         format!("{case}: bytes over the link"),

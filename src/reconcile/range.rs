@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use super::settle;
@@ -11,6 +12,9 @@ use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::walks::{self, Part, Tally};
 use crate::walk::{Count, Found, Place};
+
+/// Parts of a range on their way to the disk at once.
+const AT_ONCE: usize = 2;
 
 /// One range being compared.
 pub(super) struct RangeTask {
@@ -25,7 +29,8 @@ pub(super) struct RangeTask {
 
 impl RangeTask {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let (shared, first, number) = (self.shared.clone(), self.first, self.number);
+        let (shared, number) = (self.shared.clone(), self.number);
+        let first = self.first.then(|| self.place.ns());
         let watch = shared.touched.watch();
         let (finds, mut found) = mpsc::channel(2);
         let walked = async move {
@@ -45,9 +50,15 @@ impl RangeTask {
         };
         let taken = async move {
             let (mut sent, mut known) = (Count::default(), 0);
-            while let Some(some) = found.recv().await {
+            // While some are on their way to the disk, the next ones are packed.
+            let found = stream::poll_fn(|cx| found.poll_recv(cx)).map(|some| async {
                 let counted = count(&some);
-                known += settle::take(&shared, &watch, some, first).await?;
+                let known = settle::take(&shared, &watch, some, first).await?;
+                Ok::<_, Failure>((counted, known))
+            });
+            let mut found = std::pin::pin!(found.buffered(AT_ONCE));
+            while let Some((counted, more)) = found.try_next().await? {
+                known += more;
                 add(&shared, number, counted);
                 sent.documents += counted.documents;
                 sent.bytes += counted.bytes;

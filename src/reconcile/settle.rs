@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chrono::Utc;
 
 use crate::decide::Side;
@@ -11,25 +12,28 @@ use crate::key::{Id, Key};
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::queue::{self, Change};
-use crate::store::{base, walks};
+use crate::store::{Packer, base, walks};
 use crate::touched::Watch;
 use crate::walk::{Difference, Found, Seen};
 
 /// A document ready for the store's thread, which has enough to do.
 enum Entry {
-    Equal {
-        key: Key,
-        hash: u64,
-        content: Vec<u8>,
-        /// As base keeps it; of a first sync, where it is wanted.
-        encoded: Option<Vec<u8>>,
-    },
+    Equal(Equal),
     Differs {
         key: Key,
         id: Id,
         local: Hash,
         remote: Hash,
     },
+}
+
+/// One that both sides have alike.
+struct Equal {
+    key: Key,
+    hash: u64,
+    content: Bytes,
+    /// As base keeps it; of a first sync, where it is wanted.
+    encoded: Option<Vec<u8>>,
 }
 
 /// What is known of one side's content.
@@ -55,14 +59,18 @@ impl Hash {
     }
 }
 
-fn prepare(shared: &Shared, found: Found, first: bool) -> Entry {
+fn prepare(found: Found, packer: Option<&Packer<'_>>) -> Entry {
     match found {
-        Found::Equal(key, content) => Entry::Equal {
-            hash: base::hash(&content),
-            encoded: first.then(|| shared.store.dictionaries().encode(key.ns(), &content)),
-            key,
-            content,
-        },
+        Found::Equal(key, content) => {
+            let encoded = packer.map(|packer| packer.encode(&content));
+            let hash = encoded.as_deref().and_then(base::hash_of);
+            Entry::Equal(Equal {
+                hash: hash.unwrap_or_else(|| base::hash(&content)),
+                encoded,
+                key,
+                content,
+            })
+        }
         Found::Differs(Difference {
             key,
             id,
@@ -78,17 +86,22 @@ fn prepare(shared: &Shared, found: Found, first: bool) -> Entry {
 }
 
 /// Takes in what was found, in one transaction; how many of the documents base knows. `watch` was
-/// begun before the first of them was read; `first`: base is expected to know none.
+/// begun before the first of them was read; `first`: of which collection this is the first sync, so that
+/// base is expected to know none.
 pub(super) async fn take(
     shared: &Arc<Shared>,
     watch: &Watch,
     found: Vec<Found>,
-    first: bool,
+    first: Option<u32>,
 ) -> Result<u64, Failure> {
-    let entries: Vec<Entry> = found
-        .into_iter()
-        .map(|f| prepare(shared, f, first))
-        .collect();
+    if let Some(ns) = first {
+        shared.store.dictionaries().ready(ns).await;
+    }
+    let entries: Vec<Entry> = {
+        let packer = first.map(|ns| shared.store.dictionaries().packer(ns));
+        let prepare = |found| prepare(found, packer.as_ref());
+        found.into_iter().map(prepare).collect()
+    };
     let (context, watch) = (shared.clone(), watch.clone());
     let taken = shared.store.call(move |c| {
         let mut intake = Intake {
@@ -96,10 +109,12 @@ pub(super) async fn take(
             shared: &context,
             watch: &watch,
             idle: walks::is_idle(c)?,
+            // In this order: what is busy no more was noted before.
+            at_rest: lock(&context.busy).is_empty() && watch.saw_none(),
             changes: [vec![], vec![]],
             known: 0,
         };
-        for entry in entries {
+        for entry in intake.add(entries)? {
             intake.take(entry)?;
         }
         let now = Utc::now().timestamp_millis();
@@ -121,20 +136,39 @@ struct Intake<'a> {
     shared: &'a Shared,
     watch: &'a Watch,
     idle: bool,
+    /// Nobody has worked on any document since before these were read.
+    at_rest: bool,
     /// By side: local, remote.
     changes: [Vec<Change>; 2],
     known: u64,
 }
 
 impl Intake<'_> {
+    /// Puts documents that base is expected not to know into base, all together; what is left.
+    fn add(&mut self, entries: Vec<Entry>) -> rusqlite::Result<Vec<Entry>> {
+        let (mut new, mut left) = (Vec::with_capacity(entries.len()), Vec::new());
+        for entry in entries {
+            match entry {
+                Entry::Equal(e) if e.encoded.is_some() && self.untouched(&e.key)? => new.push(e),
+                entry => left.push(entry),
+            }
+        }
+        let rows = new
+            .iter()
+            .filter_map(|e| Some((&e.key, e.encoded.as_deref()?)));
+        let rows: Vec<_> = rows.collect();
+        if base::add_encoded(self.c, &rows)? {
+            self.known += new.len() as u64;
+        } else {
+            // It knows some: each is looked at.
+            left.extend(new.into_iter().map(Entry::Equal));
+        }
+        Ok(left)
+    }
+
     fn take(&mut self, entry: Entry) -> rusqlite::Result<()> {
         match entry {
-            Entry::Equal {
-                key,
-                hash,
-                content,
-                encoded,
-            } => self.equal(key, hash, &content, encoded),
+            Entry::Equal(equal) => self.equal(equal),
             Entry::Differs {
                 key,
                 id,
@@ -145,21 +179,14 @@ impl Intake<'_> {
     }
 
     /// Equal documents become base without a write.
-    fn equal(
-        &mut self,
-        key: Key,
-        hash: u64,
-        content: &[u8],
-        encoded: Option<Vec<u8>>,
-    ) -> rusqlite::Result<()> {
+    fn equal(&mut self, equal: Equal) -> rusqlite::Result<()> {
+        let Equal {
+            key,
+            hash,
+            content,
+            encoded,
+        } = equal;
         let c = self.c;
-        if let Some(encoded) = &encoded
-            && self.untouched(&key)?
-            && base::add_encoded(c, &key, encoded)?
-        {
-            self.known += 1;
-            return Ok(());
-        }
         let known = base::get_hash(c, &key)?;
         self.known += u64::from(known.is_some());
         if known == Some(hash) {
@@ -167,10 +194,13 @@ impl Intake<'_> {
         }
         if known.is_none() && self.untouched(&key)? {
             self.known += 1;
-            return base::put(c, &key, Some(content));
+            return match encoded {
+                Some(encoded) => base::put_encoded(c, &key, Some(&encoded)),
+                None => base::put(c, &key, Some(&content)),
+            };
         }
         // Base is behind, or somebody is at it: the worker sees what is true now.
-        if let Some(id) = Id::of(content) {
+        if let Some(id) = Id::of(&content) {
             self.look(&[Side::Local, Side::Remote], &key, &id);
         }
         Ok(())
@@ -231,8 +261,9 @@ impl Intake<'_> {
 
     /// Nobody has worked on the document since before it was read, and nothing waits for it.
     fn untouched(&self, key: &Key) -> rusqlite::Result<bool> {
-        Ok(!lock(&self.shared.busy).contains(key)
-            && !self.watch.saw(key)
-            && (self.idle || !self.is_queued(key)? && base::get_intent(self.c, key)?.is_none()))
+        Ok(
+            (self.at_rest || !lock(&self.shared.busy).contains(key) && !self.watch.saw(key))
+                && (self.idle || !self.is_queued(key)? && base::get_intent(self.c, key)?.is_none()),
+        )
     }
 }

@@ -1,8 +1,10 @@
 //! Base and intents: what both sides agreed on, and writes that may have happened.
 
+use std::sync::LazyLock;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::dictionaries::{self, Dictionaries};
+use super::dictionaries::{self, Dictionaries, Packer};
 use crate::decide::Side;
 use crate::key::Key;
 use crate::receipt::Receipt;
@@ -27,6 +29,14 @@ const LEFT_REMOTE: u8 = 0x20;
 /// 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
 const LARGEST: u64 = 17 << 20;
 
+/// Rows in one statement: each statement costs as much as three rows.
+const TOGETHER: usize = 50;
+
+const ADD_ONE: &str = "INSERT OR IGNORE INTO base(key, body) VALUES(?, ?)";
+
+static ADD_TOGETHER: LazyLock<String> =
+    LazyLock::new(|| format!("{ADD_ONE}{}", ", (?, ?)".repeat(TOGETHER - 1)));
+
 /// A content of a collection as the store keeps it: marker, checksum, bytes (zstd unless it is small).
 /// For the store's own thread.
 pub(crate) fn encode(ns: u32, content: &[u8]) -> Vec<u8> {
@@ -36,19 +46,25 @@ pub(crate) fn encode(ns: u32, content: &[u8]) -> Vec<u8> {
 impl Dictionaries {
     /// [`put_encoded`]'s form of a content of a collection.
     pub(crate) fn encode(&self, ns: u32, content: &[u8]) -> Vec<u8> {
+        self.packer(ns).encode(content)
+    }
+}
+
+impl Packer<'_> {
+    /// [`put_encoded`]'s form of a content of the collection.
+    pub(crate) fn encode(&self, content: &[u8]) -> Vec<u8> {
+        let keep =
+            |packed: &[u8]| (packed.len() < content.len()).then(|| stored(ZSTD, content, packed));
         let packed = if content.len() < PLAIN_BELOW_DICTIONARY {
             None
-        } else if let Some(packed) = self.pack(ns, content) {
-            Some(packed)
+        } else if let Some(packed) = self.pack(content, keep) {
+            packed
         } else if content.len() < PLAIN_BELOW {
             None
         } else {
-            dictionaries::compress(content, None)
+            dictionaries::compress(content, None, keep).flatten()
         };
-        match &packed {
-            Some(p) if p.len() < content.len() => stored(ZSTD, content, p),
-            _ => encode_plain(content),
-        }
+        packed.unwrap_or_else(|| encode_plain(content))
     }
 }
 
@@ -237,12 +253,15 @@ pub fn mark_left(c: &Connection, key: &Key, by: Option<Side>) -> rusqlite::Resul
 pub fn get_hash(c: &Connection, key: &Key) -> rusqlite::Result<Option<u64>> {
     let row = c
         .prepare_cached("SELECT body FROM base WHERE key = ?")?
-        .query_row([key.as_bytes()], |r| {
-            let sum = r.get_ref(0)?.as_blob()?.get(1..9);
-            Ok(sum.and_then(|s| Some(u64::from_le_bytes(s.try_into().ok()?))))
-        })
+        .query_row([key.as_bytes()], |r| Ok(hash_of(r.get_ref(0)?.as_blob()?)))
         .optional()?;
     Ok(row.flatten())
+}
+
+/// What [`get_hash`] would tell of an encoded content.
+pub fn hash_of(encoded: &[u8]) -> Option<u64> {
+    let sum = encoded.get(1..9)?;
+    Some(u64::from_le_bytes(sum.try_into().ok()?))
 }
 
 /// What [`get_hash`] would tell of that content.
@@ -250,12 +269,21 @@ pub fn hash(content: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(content)
 }
 
-/// Sets base where there is none; whether there was none.
-pub fn add_encoded(c: &Connection, key: &Key, encoded: &[u8]) -> rusqlite::Result<bool> {
-    let added = c
-        .prepare_cached("INSERT OR IGNORE INTO base(key, body) VALUES(?, ?)")?
-        .execute(params![key.as_bytes(), encoded])?;
-    Ok(added > 0)
+/// Sets base where there is none; whether there was none for any of them.
+pub fn add_encoded(c: &Connection, rows: &[(&Key, &[u8])]) -> rusqlite::Result<bool> {
+    let together = rows.chunks_exact(TOGETHER);
+    let singly = together.remainder().chunks(1).map(|one| (ADD_ONE, one));
+    let together = together.map(|some| (ADD_TOGETHER.as_str(), some));
+    let mut added = 0;
+    for (sql, some) in together.chain(singly) {
+        let mut statement = c.prepare_cached(sql)?;
+        for (i, (key, encoded)) in some.iter().enumerate() {
+            statement.raw_bind_parameter(2 * i + 1, key.as_bytes())?;
+            statement.raw_bind_parameter(2 * i + 2, encoded)?;
+        }
+        added += statement.raw_execute()?;
+    }
+    Ok(added == rows.len())
 }
 
 /// Sets base; `None` removes it.

@@ -10,8 +10,10 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
 
 use rusqlite::{Connection, params};
+use tokio::sync::Notify;
 use zstd::zstd_safe::{self, CCtx, CDict, DCtx, DDict};
 
 use crate::shared::lock;
@@ -33,6 +35,9 @@ const SIZE: usize = 16 << 10;
 
 /// Dictionaries in use at once; each takes about 150 KB of memory.
 const MOST: usize = 64;
+
+/// How long somebody waits for a dictionary.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The fastest level of the usual ones, with a dictionary and without.
 const LEVEL: i32 = 1;
@@ -62,6 +67,8 @@ struct Samples {
     bytes: usize,
     /// Collections that are being trained for, or can't be.
     done: HashSet<u32>,
+    /// Of these, those being trained for.
+    training: HashSet<u32>,
 }
 
 /// The dictionaries of one store.
@@ -70,6 +77,8 @@ pub(crate) struct Dictionaries {
     known: RwLock<Known>,
     samples: Mutex<Samples>,
     due: AtomicBool,
+    /// Told when training is over.
+    trained: Notify,
 }
 
 thread_local! {
@@ -117,23 +126,15 @@ impl Dictionaries {
         known.by_ns.insert(ns, dictionary);
     }
 
-    /// Packs a content with the dictionary of its collection, as one zstd frame. `None`: there is none
-    /// yet; the content goes to the samples.
-    pub(super) fn pack(&self, ns: u32, content: &[u8]) -> Option<Vec<u8>> {
+    /// What packs contents of a collection now; with no dictionary yet, they go to the samples.
+    pub(crate) fn packer(&self, ns: u32) -> Packer<'_> {
         let known = self.known.read().unwrap_or_else(|e| e.into_inner());
-        let Some(dictionary) = known.by_ns.get(&ns).cloned() else {
-            let room = known.by_ns.len() < MOST;
-            drop(known);
-            if room {
-                self.sample(ns, content);
-            }
-            return None;
-        };
-        drop(known);
-        let pack = dictionary
-            .pack
-            .get_or_init(|| CDict::create(&dictionary.bytes, LEVEL));
-        compress(content, Some(pack))
+        Packer {
+            with: known.by_ns.get(&ns).cloned(),
+            samples: known.by_ns.len() < MOST,
+            all: self,
+            ns,
+        }
     }
 
     /// The content of a frame of no more than `size` bytes, packed with a dictionary or without.
@@ -171,6 +172,7 @@ impl Dictionaries {
         of.contents.push(content.to_vec());
         if of.contents.len() >= SAMPLES && of.bytes >= SAMPLE {
             samples.done.insert(ns);
+            samples.training.insert(ns);
             self.due.store(true, Ordering::Relaxed);
         }
     }
@@ -184,7 +186,9 @@ impl Dictionaries {
     pub(super) fn train(&self) -> Vec<(u32, Vec<u8>)> {
         let taken: Vec<_> = {
             let mut samples = lock(&self.samples);
-            let Samples { of, bytes, done } = &mut *samples;
+            let Samples {
+                of, bytes, done, ..
+            } = &mut *samples;
             let taken = of.extract_if(|ns, _| done.contains(ns));
             taken
                 .inspect(|(_, sample)| *bytes -= sample.bytes)
@@ -198,6 +202,22 @@ impl Dictionaries {
         trained.collect()
     }
 
+    /// Training is over, with a dictionary or without.
+    pub(super) fn trained(&self) {
+        lock(&self.samples).training.clear();
+        self.trained.notify_waiters();
+    }
+
+    /// Waits while a collection's dictionary is being trained, for a moment at most. Whoever packs very
+    /// many gains by it: without a dictionary each takes five times as long.
+    pub(crate) async fn ready(&self, ns: u32) {
+        let over = self.trained.notified();
+        if lock(&self.samples).training.contains(&ns) {
+            // Too long is no harm: what is packed without one can be read as well.
+            let _ = tokio::time::timeout(PATIENCE, over).await;
+        }
+    }
+
     /// Takes dictionaries into use that are on disk.
     pub(super) fn use_stored(&self, trained: Vec<(u32, Vec<u8>)>) {
         for (ns, bytes) in trained {
@@ -206,8 +226,38 @@ impl Dictionaries {
     }
 }
 
-/// A content as one zstd frame.
-pub(super) fn compress(content: &[u8], with: Option<&CDict<'_>>) -> Option<Vec<u8>> {
+/// Packs contents of one collection.
+pub(crate) struct Packer<'a> {
+    all: &'a Dictionaries,
+    ns: u32,
+    with: Option<Arc<Dictionary>>,
+    /// Whether another dictionary may be trained.
+    samples: bool,
+}
+
+impl Packer<'_> {
+    /// Packs a content with the dictionary of its collection, as one zstd frame that `keep` is given.
+    /// `None`: there is none yet; the content goes to the samples.
+    pub(super) fn pack<T>(&self, content: &[u8], keep: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let Some(dictionary) = &self.with else {
+            if self.samples {
+                self.all.sample(self.ns, content);
+            }
+            return None;
+        };
+        let pack = dictionary
+            .pack
+            .get_or_init(|| CDict::create(&dictionary.bytes, LEVEL));
+        compress(content, Some(pack), keep)
+    }
+}
+
+/// A content as one zstd frame, given to `keep`.
+pub(super) fn compress<T>(
+    content: &[u8],
+    with: Option<&CDict<'_>>,
+    keep: impl FnOnce(&[u8]) -> T,
+) -> Option<T> {
     PACKER.with_borrow_mut(|(context, scratch)| {
         scratch.clear();
         scratch.reserve(zstd_safe::compress_bound(content.len()));
@@ -215,7 +265,7 @@ pub(super) fn compress(content: &[u8], with: Option<&CDict<'_>>) -> Option<Vec<u
             Some(dictionary) => context.compress_using_cdict(scratch, content, dictionary),
             None => context.compress(scratch, content, LEVEL),
         };
-        let packed = packed.ok().map(|_| scratch.clone());
+        let packed = packed.ok().map(|_| keep(scratch));
         if scratch.capacity() > 1 << 20 {
             *scratch = Vec::new();
         }

@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dictionaries::Dictionaries;
+pub(crate) use dictionaries::Packer;
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use tokio::sync::oneshot;
 
@@ -261,16 +262,18 @@ impl Store {
     /// Trains dictionaries and takes them into use. Without them all works as before, only larger.
     fn learn(self) -> futures::future::BoxFuture<'static, ()> {
         Box::pin(async move {
-            let training = self.inner.dictionaries.clone();
+            let dictionaries = &self.inner.dictionaries;
+            let training = dictionaries.clone();
             // Fails only when the daemon ends.
             let Ok(trained) = tokio::task::spawn_blocking(move || training.train()).await else {
                 return;
             };
             let rows = trained.clone();
             match self.call(move |c| dictionaries::put(c, &rows)).await {
-                Ok(()) => self.inner.dictionaries.use_stored(trained),
+                Ok(()) => dictionaries.use_stored(trained),
                 Err(error) => tracing::debug!(%error, "keeping a dictionary"),
             }
+            dictionaries.trained();
         })
     }
 

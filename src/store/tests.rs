@@ -386,6 +386,40 @@ fn damaged_rows_of_base_are_noticed() {
 }
 
 #[tokio::test]
+async fn many_become_base_together_and_what_it_knows_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let row = |n: i32, text: &str| {
+        let content = doc! {"_id": n, "text": text}.to_vec().unwrap();
+        (change(n, None).key, base::encode(1, &content))
+    };
+    let add = |range: std::ops::Range<i32>, text: &str| {
+        let rows: Vec<_> = range.map(|n| row(n, text)).collect();
+        let store = store.clone();
+        async move {
+            let added = store.call(move |c| {
+                let rows: Vec<_> = rows.iter().map(|(k, e)| (k, e.as_slice())).collect();
+                base::add_encoded(c, &rows)
+            });
+            added.await.unwrap()
+        }
+    };
+    assert!(add(0..0, "none").await);
+    // More than one statement, and a rest.
+    assert!(add(0..137, "first").await);
+    assert!(!add(100..260, "second").await);
+    let hashes = store.call(|c| {
+        (0..260)
+            .map(|n| base::get_hash(c, &change(n, None).key))
+            .collect::<rusqlite::Result<Vec<_>>>()
+    });
+    for (n, hash) in (0..).zip(hashes.await.unwrap()) {
+        let text = if n < 137 { "first" } else { "second" };
+        assert_eq!(hash, base::hash_of(&row(n, text).1), "{n}");
+    }
+}
+
+#[tokio::test]
 async fn base_is_packed_with_what_the_documents_of_a_collection_have_in_common() {
     let dir = tempfile::tempdir().unwrap();
     let key = |n: i32| Key::new(1, &Id::of(&doc! {"_id": n}.to_vec().unwrap()).unwrap());

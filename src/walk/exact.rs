@@ -1,30 +1,26 @@
 //! The exact comparison of a range: both sides are read whole, at the same time.
 //!
-//! Documents are joined as they come: what has come from one side alone waits for the other one's.
-//! Equal sides keep in step, so little waits; where it becomes much, only a digest of the content is
-//! kept. A range that the local side has nothing of is read by `_id` alone: what is new there crosses the
-//! link once, when it is fetched.
+//! Both sides come in the order of their `_id` index, so equal documents mostly come together, and are
+//! compared where they stand in the servers' answers. Where an order differs (by another collation, say)
+//! or a document is on one side only, what has come from one side waits for the other one's, by its key;
+//! where it becomes much, only a digest of the content is kept. A range that the local side has nothing of
+//! is read by `_id` alone: what is new there crosses the link once, when it is fetched.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use tokio::sync::mpsc;
+use bytes::Bytes;
 
 use super::{Count, Difference, Finds, Found, Out, Place, Range, Seen};
 use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::Failure;
 use crate::key::{Id, Key};
-use crate::side::Rows;
+use crate::side::{Answer, Rows};
 use crate::store::base::digest;
 
 /// Bytes of contents that wait for the other side, from which on digests are kept instead.
 const WAITING: usize = 4 << 20;
-
-/// Documents on their way from a cursor to the join.
-const STEP: usize = 128;
-
-/// And their bytes, so that large ones go one by one.
-const STEP_BYTES: usize = 256 << 10;
 
 /// A content that waits, or what tells it from others.
 enum Held {
@@ -32,91 +28,37 @@ enum Held {
     Digest([u8; 32]),
 }
 
-type Step = Vec<(Key, Vec<u8>)>;
-
 impl Place {
     /// Compares a range byte for byte; see the module's text. What is found goes to `finds`.
     pub async fn exact(&self, range: &Range, finds: &Finds) -> Result<Count, Failure> {
         let mut out = Out::new(finds);
-        let mut local = self.scan(&self.local, range, false).await?;
-        let Some(first) = local.next().await? else {
+        let mut local = Reader::new(self.scan(&self.local, range, false).await?);
+        local.fill().await?;
+        if local.head.is_none() {
             return self.only_remote(range, out).await;
+        }
+        let mut remote = Reader::new(self.scan(&self.remote, range, false).await?);
+        let mut join = Join {
+            ns: self.ns,
+            sync_fields: &self.sync_fields,
+            waiting: Default::default(),
+            bytes: 0,
+            documents: 0,
         };
-        let remote = self.scan(&self.remote, range, false).await?;
-        let (here, mut from_local) = mpsc::channel(1);
-        let (there, mut from_remote) = mpsc::channel(1);
-        let mut join = Join::default();
-        // It owns the receivers: should it fail, nobody waits to send.
-        let (into, to) = (&mut join, &mut out);
-        let joined = async move {
-            let (mut here_open, mut there_open) = (true, true);
-            while here_open || there_open {
-                // The side that is behind, if one is: so the other one waits on the wire, not here.
-                let turn = into.behind();
-                let here = here_open && !(there_open && turn == Some(Side::Remote));
-                let there = there_open && !(here_open && turn == Some(Side::Local));
-                let (side, step) = tokio::select! {
-                    step = from_local.recv(), if here => (Side::Local, step),
-                    step = from_remote.recv(), if there => (Side::Remote, step),
-                };
-                match (side, step) {
-                    (Side::Local, None) => here_open = false,
-                    (Side::Remote, None) => there_open = false,
-                    (side, Some(step)) => into.take(side, step, to).await?,
+        loop {
+            if local.head.is_none() || remote.head.is_none() {
+                tokio::try_join!(local.fill(), remote.fill())?;
+                if local.head.is_none() && remote.head.is_none() {
+                    break;
                 }
             }
-            Ok::<_, Failure>(())
-        };
-        let (local, remote, ()) = tokio::try_join!(
-            self.feed(Some(first.into_bytes()), local, here),
-            self.feed(None, remote, there),
-            joined
-        )?;
+            join.step(&mut local.head, &mut remote.head, &mut out);
+            out.flush_if_full().await?;
+        }
         let mut count = join.finish(&mut out).await?;
         out.flush().await?;
-        count.bytes = local + remote;
+        count.bytes = local.bytes + remote.bytes;
         Ok(count)
-    }
-
-    /// Sends the documents of a cursor to the join; their bytes.
-    async fn feed(
-        &self,
-        first: Option<Vec<u8>>,
-        mut rows: Rows,
-        to: mpsc::Sender<Step>,
-    ) -> Result<u64, Failure> {
-        let (mut bytes, mut in_step) = (0, 0);
-        let mut step = Vec::with_capacity(STEP);
-        let mut next = first;
-        loop {
-            let body = match next.take() {
-                Some(body) => body,
-                None => match rows.next().await? {
-                    Some(d) => d.into_bytes(),
-                    None => break,
-                },
-            };
-            bytes += body.len() as u64;
-            // Every stored document has an `_id`.
-            let Some(id) = Id::of(&body) else { continue };
-            let key = Key::new(self.ns, &id);
-            let content = match strip(&body, &self.sync_fields) {
-                std::borrow::Cow::Owned(content) => content,
-                std::borrow::Cow::Borrowed(_) => body,
-            };
-            in_step += content.len();
-            step.push((key, content));
-            if step.len() == STEP || in_step > STEP_BYTES {
-                in_step = 0;
-                let full = std::mem::replace(&mut step, Vec::with_capacity(STEP));
-                if to.send(full).await.is_err() {
-                    return Ok(bytes);
-                }
-            }
-        }
-        // The join is gone only if it failed, and says why.
-        let _ = to.send(step).await;
-        Ok(bytes)
     }
 
     /// A range of which the local side has nothing.
@@ -135,71 +77,143 @@ impl Place {
                 local: Seen::Absent,
                 remote: Seen::Unread,
             };
-            out.push(Found::Differs(difference)).await?;
+            out.push(Found::Differs(difference));
+            out.flush_if_full().await?;
         }
         out.flush().await?;
         Ok(count)
     }
 }
 
-/// What has come from one side alone so far.
-#[derive(Default)]
-struct Join {
-    /// By side: local, remote.
+/// One side of a range, document by document.
+struct Reader {
+    rows: Rows,
+    answer: Answer,
+    /// The next document, unless there are no more.
+    head: Option<Bytes>,
+    ended: bool,
+    /// Of the documents so far.
+    bytes: u64,
+}
+
+impl Reader {
+    fn new(rows: Rows) -> Self {
+        Self {
+            rows,
+            answer: Answer::default(),
+            head: None,
+            ended: false,
+            bytes: 0,
+        }
+    }
+
+    /// Sees to it that there is a next document, if there are more.
+    async fn fill(&mut self) -> Result<(), Failure> {
+        while self.head.is_none() && !self.ended {
+            if let Some(document) = self.answer.next() {
+                let document = document?;
+                self.bytes += document.len() as u64;
+                self.head = Some(document);
+            } else if let Some(answer) = self.rows.answer().await? {
+                self.answer = answer;
+            } else {
+                self.ended = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The two sides of a range as they are joined.
+struct Join<'a> {
+    ns: u32,
+    sync_fields: &'a [String],
+    /// What has come from one side alone so far; by side: local, remote.
     waiting: [HashMap<Key, (Id, Held)>; 2],
     /// Bytes of the contents among them.
     bytes: usize,
     documents: u64,
 }
 
-impl Join {
-    /// The side that more is to be read from.
-    fn behind(&self) -> Option<Side> {
-        let [local, remote] = [self.waiting[0].len(), self.waiting[1].len()];
-        if local > remote + 2 * STEP {
-            Some(Side::Remote)
-        } else if remote > local + 2 * STEP {
-            Some(Side::Local)
+impl Join<'_> {
+    /// Takes one of the two documents that come next, or both; `None` where a side has no more.
+    fn step(&mut self, local: &mut Option<Bytes>, remote: &mut Option<Bytes>, out: &mut Out<'_>) {
+        if let (Some(here), Some(there)) = (&*local, &*remote)
+            && here == there
+            && let Some(key) = Key::of(self.ns, here)
+        {
+            let equal = here.clone();
+            (*local, *remote) = (None, None);
+            self.documents += 1;
+            out.push(Found::Equal(key, self.content(equal)));
+            return;
+        }
+        let key = |d: &Option<Bytes>| d.as_deref().and_then(|d| Key::of(self.ns, d));
+        let [here, there] = [key(local), key(remote)];
+        // A side that is behind catches up first: then both are in step again.
+        if let Some(key) = here.clone().filter(|k| self.waits(Side::Remote, k)) {
+            self.take(Side::Local, key, local.take(), out);
+        } else if let Some(key) = there.clone().filter(|k| self.waits(Side::Local, k)) {
+            self.take(Side::Remote, key, remote.take(), out);
         } else {
-            None
+            for (side, key, head) in [(Side::Local, here, local), (Side::Remote, there, remote)] {
+                let head = head.take();
+                // Every stored document has an `_id`.
+                if let Some(key) = key {
+                    self.take(side, key, head, out);
+                }
+            }
         }
     }
 
-    async fn take(&mut self, side: Side, step: Step, out: &mut Out<'_>) -> Result<(), Failure> {
-        for (key, content) in step {
-            let Some((id, other)) = self.waiting[side.other() as usize].remove(&key) else {
-                self.hold(side, key, content);
-                continue;
-            };
-            self.documents += 1;
-            let equal = match &other {
-                Held::Content(there) => {
-                    self.bytes -= there.len();
-                    *there == content
-                }
-                Held::Digest(there) => digest(&content) == *there,
-            };
-            if equal {
-                out.push(Found::Equal(key, content)).await?;
-                continue;
+    /// What counts of a document.
+    fn content(&self, document: Bytes) -> Bytes {
+        match strip(&document, self.sync_fields) {
+            Cow::Owned(content) => content.into(),
+            Cow::Borrowed(_) => document,
+        }
+    }
+
+    fn waits(&self, side: Side, key: &Key) -> bool {
+        self.waiting[side as usize].contains_key(key)
+    }
+
+    /// Joins a document of a side with what waits for it, or lets it wait.
+    fn take(&mut self, side: Side, key: Key, document: Option<Bytes>, out: &mut Out<'_>) {
+        let Some(content) = document.map(|d| self.content(d)) else {
+            return;
+        };
+        let Some((id, other)) = self.waiting[side.other() as usize].remove(&key) else {
+            self.hold(side, key, &content);
+            return;
+        };
+        self.documents += 1;
+        let equal = match &other {
+            Held::Content(there) => {
+                self.bytes -= there.len();
+                *there == content
             }
+            Held::Digest(there) => digest(&content) == *there,
+        };
+        out.push(if equal {
+            Found::Equal(key, content)
+        } else {
             let other = match other {
                 Held::Content(there) => Seen::Content(there),
                 Held::Digest(_) => Seen::Unread,
             };
-            out.push(differs(key, id, side, Seen::Content(content), other))
-                .await?;
-        }
-        Ok(())
+            differs(key, id, side, Seen::Content(content.into()), other)
+        });
     }
 
-    fn hold(&mut self, side: Side, key: Key, content: Vec<u8>) {
-        let Some(id) = Id::of(&content) else { return };
+    fn hold(&mut self, side: Side, key: Key, content: &[u8]) {
+        let Some(id) = Id::of(content) else { return };
+        // A copy: a part of an answer would keep all of it in memory.
         let held = if self.bytes + content.len() > WAITING {
-            Held::Digest(digest(&content))
+            Held::Digest(digest(content))
         } else {
             self.bytes += content.len();
-            Held::Content(content)
+            Held::Content(content.to_vec())
         };
         self.waiting[side as usize].insert(key, (id, held));
     }
@@ -213,7 +227,8 @@ impl Join {
                     Held::Content(content) => Seen::Content(content),
                     Held::Digest(_) => Seen::Unread,
                 };
-                out.push(differs(key, id, side, seen, Seen::Absent)).await?;
+                out.push(differs(key, id, side, seen, Seen::Absent));
+                out.flush_if_full().await?;
             }
         }
         Ok(Count {

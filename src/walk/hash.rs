@@ -109,12 +109,13 @@ impl Place {
                 Some(_) => differ(key, id, Seen::Unread, Seen::Unread),
                 None => differ(key, id, Seen::Absent, Seen::Unread),
             };
-            out.push(found).await?;
+            out.push(found);
+            out.flush_if_full().await?;
         }
         for (key, (id, _)) in local {
             count.documents += 1;
-            out.push(differ(key, id, Seen::Unread, Seen::Absent))
-                .await?;
+            out.push(differ(key, id, Seen::Unread, Seen::Absent));
+            out.flush_if_full().await?;
         }
         Ok(count)
     }
