@@ -19,6 +19,7 @@ use crate::raw::Writer;
 use crate::reconcile::collections;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared};
+use crate::side::LONG;
 use crate::store::queue::{self, Change};
 
 /// Commits may become visible this much later than their timestamp, clocks and long transactions allowed for.
@@ -154,7 +155,7 @@ async fn queue_found(
         .str("level", "majority")
         .close();
     let remote = shared.endpoint(Side::Remote)?;
-    let mut rows = remote.cursor(db, w.command()).await?;
+    let mut rows = remote.cursor(db, w.command(), LONG).await?;
     let mut changes = Vec::new();
     loop {
         let next = rows.next().await?;

@@ -32,7 +32,7 @@ use crate::progress::Meter;
 use crate::runs;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
-use crate::store::{self, queue};
+use crate::store::{self, queue, walks};
 use crate::tail::reconcile_name;
 use crate::{adopt, loss, selection};
 
@@ -245,13 +245,14 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
         capturing(shared).await?;
         let selection = shared.store.call(selection::kept).await;
         let selection = selection.map_err(store_failed)?;
-        let mut began = i64::MAX;
+        let mut compared = Vec::new();
         let first = asked.iter().any(|(_, why)| why == FIRST_SYNC);
         *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
         crate::schema::before_data(shared).await?;
         for (db, why) in asked {
             tracing::info!(db, why, "comparing both databases");
-            began = began.min(pass::compare(shared, db, why).await?);
+            let began = pass::compare(shared, db, why).await?;
+            compared.push((db.clone(), why.clone(), began));
         }
         let seq = shared
             .store
@@ -260,10 +261,13 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
             .map_err(store_failed)?;
         drained(shared, seq, &[]).await?;
         // Only now is the request safe to forget: the queue holds what is left.
-        let asked = asked.to_vec();
         let now = Utc::now().timestamp_millis();
         let cleared = shared.store.call(move |c| {
-            for (db, why) in &asked {
+            for (db, why, began) in &compared {
+                if !walks::is_valid(c, db, why, *began)? {
+                    // Events were missed meanwhile: once more, from the beginning.
+                    return Ok(());
+                }
                 pass::forget(c, db)?;
                 if selection::compared(c, (db, why), selection.as_ref())? {
                     c.execute(
@@ -272,7 +276,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
                     )?;
                 }
             }
-            if began < i64::MAX {
+            if let Some(began) = compared.iter().map(|(_, _, began)| *began).min() {
                 store::set_meta(c, "compared_from", began)?;
             }
             loss::forget_confirmed(c)?;

@@ -1,5 +1,6 @@
 //! One of the two databases: its client, commands with deadlines, reads by `_id`, its identity.
 
+mod patience;
 mod rows;
 
 use std::collections::{HashMap, HashSet};
@@ -24,6 +25,8 @@ use crate::settle::store_failed;
 use crate::shared::lock;
 use crate::store::Store;
 
+use patience::Patience;
+pub use patience::{LONG, PROMPT, READING};
 pub use rows::{Answer, Rows};
 
 /// The server ends an operation of ours after this; far above what a batch takes (R4).
@@ -57,6 +60,7 @@ pub struct Endpoint {
     pub budget: OnceLock<Arc<Budget>>,
     /// With high availability on: whether this daemon is the one that writes.
     pub lease: OnceLock<Arc<Lease>>,
+    patience: Patience,
     /// The latest time of an event that its stream has told.
     told: Mutex<Option<Timestamp>>,
     /// Told when a heartbeat fails: sooner than any operation would notice.
@@ -131,6 +135,7 @@ impl Endpoint {
             last_heartbeat,
             sessions: Arc::default(),
             journal: OnceLock::new(),
+            patience: Patience::default(),
             told: Mutex::default(),
             budget: OnceLock::new(),
             lease: OnceLock::new(),
@@ -220,32 +225,54 @@ impl Endpoint {
         self.run_now(db, raw).await
     }
 
-    /// Runs a command that answers with a cursor; its documents as bytes.
+    /// What comes within the time that `usual` should do for.
+    async fn within<T>(
+        &self,
+        usual: Duration,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let wait = self.patience.for_(usual);
+        tokio::time::timeout(wait, answer).await.map_err(|_| {
+            self.patience.in_vain(wait);
+            Failure::timeout().of(self.side)
+        })
+    }
+
+    /// Runs a command that answers with a cursor, each time within `usual`; its documents as bytes.
     pub async fn cursor(
         self: &Arc<Self>,
         db: &str,
         command: RawDocumentBuf,
+        usual: Duration,
     ) -> Result<Rows, Failure> {
         if let Some(budget) = self.budget.get() {
             budget.pay(command.as_bytes().len()).await;
         }
         let db = self.client.database(db);
-        let opening = db.run_raw_cursor_command(command).batch();
-        let cursor = tokio::time::timeout(deadline(1 << 20), opening)
-            .await
-            .map_err(|_| Failure::timeout().of(self.side))?
-            .map_err(|e| self.failure(&e))?;
-        Ok(Rows::new(self.clone(), cursor))
+        // Boxed: a driver's call is large, and callers nest.
+        let opening = Box::pin(async { db.run_raw_cursor_command(command).batch().await });
+        let cursor = self.within(usual, opening).await?;
+        let cursor = cursor.map_err(|e| self.failure(&e))?;
+        Ok(Rows::new(self.clone(), cursor, usual))
     }
 
-    /// The same, all documents to `each` as they come.
+    /// The same, all documents to `each` as they come; the server may take its time.
     pub async fn query(
         self: &Arc<Self>,
         db: &str,
         command: RawDocumentBuf,
+        each: impl FnMut(RawDocumentBuf),
+    ) -> Result<(), Failure> {
+        self.query_within(LONG, (db, command), each).await
+    }
+
+    async fn query_within(
+        self: &Arc<Self>,
+        usual: Duration,
+        (db, command): (&str, RawDocumentBuf),
         mut each: impl FnMut(RawDocumentBuf),
     ) -> Result<(), Failure> {
-        let mut rows = self.cursor(db, command).await?;
+        let mut rows = self.cursor(db, command, usual).await?;
         while let Some(found) = rows.next().await? {
             each(found);
         }
@@ -289,7 +316,7 @@ impl Endpoint {
         if count == 0 {
             return Ok(found);
         }
-        self.query(db, w.command(), |doc| {
+        self.query_within(PROMPT, (db, w.command()), |doc| {
             if let Some(id) = Id::of(doc.as_bytes()) {
                 found.insert(Key::new(ns, &id), doc.into_bytes());
             }
@@ -316,7 +343,7 @@ impl Endpoint {
         w.open("projection").i32("_id", 1).close();
         w.open("readConcern").str("level", "majority").close();
         let mut found = HashSet::new();
-        self.query(db, w.command(), |doc| {
+        self.query_within(PROMPT, (db, w.command()), |doc| {
             found.extend(Id::of(doc.as_bytes()).map(|id| Key::new(ns, &id)));
         })
         .await?;

@@ -27,7 +27,7 @@ use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
-use crate::store::{self, records, transactions};
+use crate::store::{self, records, transactions, walks};
 
 /// The server's `ChangeStreamFatalError`: no event with our token where it should be.
 const RESUME_TOKEN_NOT_FOUND: i32 = 280;
@@ -150,10 +150,13 @@ async fn lose_history(
     let (token, flag) = (token_name(side, db), reconcile_name(db));
     let seen = crate::identity::seen_name(side, db);
     let why = format!("history of the {} database lost", side.name());
+    let name = db.to_owned();
     shared
         .store
         .call(move |c| {
             c.execute("DELETE FROM meta WHERE k = ? OR k = ?", [&token, &seen])?;
+            // What was compared so far may have changed since, unseen.
+            walks::forget(c, &name)?;
             store::set_meta(c, &flag, why)
         })
         .await
@@ -422,13 +425,14 @@ async fn commit(
     let failpoints = shared.clone();
     // At the limit only the fact that something changed is kept (R22).
     let degraded = any && shared.degraded.load(Ordering::Relaxed);
-    let flag = reconcile_name(db);
+    let (flag, db_name) = (reconcile_name(db), db.to_owned());
     let seen_name = crate::identity::seen_name(side, db);
     let seen_text = seen.map(|t| format!("{}.{}", t.time, t.increment));
     shared
         .store
         .call(move |c| {
             if degraded {
+                walks::forget(c, &db_name)?;
                 store::set_meta(c, &flag, "queue was full")?;
             } else {
                 let changes = expiry::without_expired(c, side, changes, &gone_where)?;

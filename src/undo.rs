@@ -20,6 +20,7 @@ use crate::resolution::Step;
 use crate::resolve::{Resolution, settled, taken_text};
 use crate::ruling::{self, Ending, Ruling, Taken};
 use crate::shared::{Settings, Shared};
+use crate::side::LONG;
 use crate::store::{base, records};
 use crate::value::{self, Value};
 use crate::view;
@@ -83,7 +84,7 @@ async fn children(
     let raw = RawDocumentBuf::try_from(&crate::lift::children(id))
         .map_err(|_| CommandError::Failed("find".into()))?;
     let db = shared.settings().records_db().to_owned();
-    let mut rows = shared.local.cursor(&db, raw).await?;
+    let mut rows = shared.local.cursor(&db, raw, LONG).await?;
     let (mut done, mut failed, mut why) = (0_u64, 0_u64, String::new());
     while let Some(record) = rows.next().await? {
         let Ok(child) = record.get_object_id("_id") else {

@@ -18,6 +18,7 @@ use crate::recorder;
 use crate::resolution::{Refusal, Strategy};
 use crate::resolve::{self, Sight, kind_named};
 use crate::shared::Shared;
+use crate::side::LONG;
 use crate::store::cases;
 use crate::trial::Place;
 
@@ -130,7 +131,7 @@ pub async fn list(
     };
     let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
     let db = shared.settings().records_db().to_owned();
-    let mut rows = shared.local.cursor(&db, raw).await?;
+    let mut rows = shared.local.cursor(&db, raw, LONG).await?;
     let (mut shown, mut seen, mut next) = (Vec::new(), Vec::new(), None);
     let mut last = None;
     while let Some(row) = rows.next().await? {

@@ -30,7 +30,7 @@ use crate::failure::Failure;
 use crate::key::{Id, Key};
 use crate::raw::Writer;
 use crate::shared::{Settings, Shared, lock};
-use crate::side::{Endpoint, Rows};
+use crate::side::{Endpoint, READING, Rows};
 
 /// Bytes of documents that one answer of a server shall hold: several cursors are open at once.
 const ANSWER: u64 = 1 << 20;
@@ -307,7 +307,7 @@ impl Place {
         } else {
             w.i32("batchSize", self.batch_size());
         }
-        endpoint.cursor(&self.db, w.command()).await
+        endpoint.cursor(&self.db, w.command(), READING).await
     }
 }
 

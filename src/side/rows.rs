@@ -1,6 +1,7 @@
 //! What a cursor answers: documents where they stand in the server's answer, not copied one by one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::RawDocumentBuf;
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use futures::StreamExt as _;
 use mongodb::error::Error;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
-use super::{Endpoint, deadline};
+use super::Endpoint;
 use crate::budget::SMALLEST;
 use crate::failure::Failure;
 use crate::raw;
@@ -17,15 +18,18 @@ use crate::raw;
 pub struct Rows {
     endpoint: Arc<Endpoint>,
     cursor: RawBatchCursor,
+    /// How long an answer takes usually, at most.
+    usual: Duration,
     /// The last answer, from the next document on.
     answer: Answer,
 }
 
 impl Rows {
-    pub(super) fn new(endpoint: Arc<Endpoint>, cursor: RawBatchCursor) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, cursor: RawBatchCursor, usual: Duration) -> Self {
         Self {
             endpoint,
             cursor,
+            usual,
             answer: Answer::default(),
         }
     }
@@ -46,11 +50,7 @@ impl Rows {
 
     /// The server's next answer, which may be an empty one, or `None` at the end.
     pub async fn answer(&mut self) -> Result<Option<Answer>, Failure> {
-        // Answers are 16 MiB at most; on a slow link they take their time.
-        let next = tokio::time::timeout(deadline(16 << 20), self.cursor.next());
-        let next = next
-            .await
-            .map_err(|_| Failure::timeout().of(self.endpoint.side))?;
+        let next = self.endpoint.within(self.usual, self.cursor.next()).await?;
         let failed = |e: Error| self.endpoint.failure(&e);
         let Some(batch) = next.transpose().map_err(failed)? else {
             return Ok(None);

@@ -54,6 +54,12 @@ pub fn begin(c: &Connection, db: &str, why: &str, now: i64) -> rusqlite::Result<
     Ok(now)
 }
 
+/// Whether the comparison that began then for that reason was not forgotten meanwhile.
+pub fn is_valid(c: &Connection, db: &str, why: &str, began: i64) -> rusqlite::Result<bool> {
+    let now: Option<String> = super::get_meta(c, &name(db))?;
+    Ok(now == Some(format!("{began} {why}")))
+}
+
 /// Forgets the comparison of a database: it is complete, or is to begin anew.
 pub fn forget(c: &Connection, db: &str) -> rusqlite::Result<()> {
     c.execute("DELETE FROM meta WHERE k = ?", [name(db)])?;
