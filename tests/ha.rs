@@ -178,7 +178,23 @@ async fn a_killed_holder_is_replaced_with_all_that_it_had_not_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_dead_holder_had_just_sent_is_known_to_the_next_one() {
-    let world = World::new("ha_legacy").await;
+    just_sent("ha_legacy", async |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_dead_holder_had_just_sent_is_known_though_the_next_one_died_as_well() {
+    just_sent("ha_legacy_again", async |b| {
+        b.kill9();
+        b.restart().await;
+        wait_role(b, "holder").await;
+    })
+    .await;
+}
+
+/// A holder sends edits and dies, while others are made; `then` happens to the next one before the
+/// link is back.
+async fn just_sent(test: &str, then: impl AsyncFn(&mut Daemon)) {
+    let world = World::new(test).await;
     let (mut a, mut b) = pair(&world, settings(&world, "a")).await;
     let (here, there) = kit::fill(&world, &a, "c", 3).await;
     world.wait_converged_within(PATIENT, &b).await;
@@ -194,6 +210,7 @@ async fn what_the_dead_holder_had_just_sent_is_known_to_the_next_one() {
     a.kill9();
     b.signal("CONT");
     wait_role(&b, "holder").await;
+    then(&mut b).await;
     world.link.heal();
     for (id, v) in [(1, 2), (2, 0)] {
         for docs in [&there, &here] {

@@ -210,8 +210,9 @@ async fn stand_by(
         .await
         .map_err(store_failed)?;
     let unbroken = found.first || last == Some(found.epoch);
-    let kept = shared.store.set_meta(LAST_TERM, taken.epoch).await;
-    kept.map_err(store_failed)?;
+    if unbroken {
+        settled(shared, taken.epoch).await?;
+    }
     let mut state = lock(&lease.state);
     state.remote_clock = None;
     state.lost = [0; 2];
@@ -227,6 +228,13 @@ async fn stand_by(
     drop(state);
     tracing::info!(term = taken.epoch, unbroken, "took the lease");
     Ok(true)
+}
+
+/// Nothing of anybody else's is left up to this term: when we take the next one, too, there is nothing
+/// to inherit. (Not said before all is settled: a new holder may die before.)
+async fn settled(shared: &Shared, term: i64) -> Result<(), Failure> {
+    let kept = shared.store.set_meta(LAST_TERM, term).await;
+    kept.map_err(store_failed)
 }
 
 /// Whether this daemon has compared everything and sees what changes.
@@ -259,9 +267,10 @@ pub(crate) async fn adopt_sides(shared: Arc<Shared>) -> Result<(), Failure> {
                 open_remote(&shared, &lease, &term).await?;
             }
             if lease.works() && lease.legacy.is_open() {
-                settle_legacy(&shared, &lease).await?;
+                settle_legacy(&shared, &lease, &term).await?;
             }
-            if clock() - pruned > PRUNE {
+            // What is not settled may be needed after a crash.
+            if clock() - pruned > PRUNE && !lease.legacy.is_open() {
                 pruned = clock();
                 legacy::prune(&lease, &shared.local).await?;
             }
@@ -339,7 +348,11 @@ async fn open_remote(shared: &Arc<Shared>, lease: &Arc<Lease>, term: &Term) -> R
 
 /// What the last holder wrote is settled once both streams are past the take-over and nothing waits
 /// that was queued by then.
-async fn settle_legacy(shared: &Arc<Shared>, lease: &Arc<Lease>) -> Result<(), Failure> {
+async fn settle_legacy(
+    shared: &Arc<Shared>,
+    lease: &Arc<Lease>,
+    term: &Term,
+) -> Result<(), Failure> {
     let patience = Duration::from_secs(2);
     let local = tail::catch_up(shared, Side::Local, patience).await;
     let remote = !shared.follows() || tail::catch_up(shared, Side::Remote, patience).await;
@@ -358,6 +371,7 @@ async fn settle_legacy(shared: &Arc<Shared>, lease: &Arc<Lease>) -> Result<(), F
             .store
             .call(move |c| queue::ready_up_to(c, seq, (&[], &halted), 1));
         if waiting.await.map_err(store_failed)? == 0 {
+            settled(shared, term.epoch).await?;
             lease.legacy.close();
             tracing::info!("all that the last holder left is settled");
             return Ok(());
