@@ -46,6 +46,10 @@ async fn r13_a_mass_delete_is_held_over_kill_9_until_it_is_confirmed() {
         let world = World::new("mass").await;
         let mut daemon = world.start().await;
         let (here, there) = fill(&world, &daemon, "c", 1500).await;
+        // What comes and goes within seconds is no loss: these shall have been there.
+        daemon.kill9();
+        daemon.restart().await;
+        dealt_with(&daemon).await;
         let (from, other) = if local {
             (&here, &there)
         } else {
@@ -63,7 +67,9 @@ async fn r13_a_mass_delete_is_held_over_kill_9_until_it_is_confirmed() {
         daemon
             .wait_status_within(PATIENT, "unresolvedConflicts", |n| *n == 1)
             .await;
-        assert_eq!(count(other).await, 1500);
+        // (Of a live one, the first few may have gone before it was a mass.)
+        let kept = count(other).await;
+        assert!(kept == 1500 || !offline && kept > 1400, "{kept}");
         let conflict = the_conflict(&world, &daemon).await;
         assert_eq!(conflict.get_str("kind").unwrap(), "mass_delete");
         let notes = conflict.get_str("notes").unwrap();
@@ -83,7 +89,7 @@ async fn r13_a_mass_delete_is_held_over_kill_9_until_it_is_confirmed() {
         wait_content(&here, "there", doc! {"_id": "there"}).await;
         dealt_with(&daemon).await;
         wait_reconciled(&daemon).await;
-        assert_eq!(count(other).await, 1500);
+        assert_eq!(count(other).await, kept);
         // WHEN it is confirmed, THEN it is carried over, but for what was edited meanwhile
         set(other, 700, doc! {"v": 1}).await;
         set(from, 5, doc! {"v": 2}).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::kit::{
-    both, content, converged_without_conflict, dealt_with, queue, wait_content,
+    both, content, converged_without_conflict, dealt_with, queue, wait_content, wait_reconciled,
 };
 use crate::common::{Daemon, World, wait_for, wait_until};
 use futures::TryStreamExt;
@@ -13,16 +13,6 @@ use serde_json::{Value, json};
 async fn no_conflict(world: &World) {
     let found = world.conflicts().await;
     assert!(found.is_empty(), "{found:#?}");
-}
-
-async fn reconcile(daemon: &Daemon) {
-    wait_until(crate::common::SOON, "a reconcile", async || {
-        let answer = daemon.post("/api/sync/reconcile", json!({})).await?;
-        (answer.status == 200)
-            .then_some(())
-            .ok_or(answer.body.to_string())
-    })
-    .await;
 }
 
 fn json_of(daemon: &Daemon, args: &[&str]) -> (i32, Value) {
@@ -75,7 +65,7 @@ async fn r15_what_expires_is_nobodys_deletion() {
         let (_, plan) = json_of(&daemon, &["--json", "plan", "--compare"]);
         assert_eq!(plan["total"]["toRemote"]["deletes"], 0, "{plan:#}");
         daemon.restart().await;
-        reconcile(&daemon).await;
+        wait_reconciled(&daemon).await;
     }
     // WHEN one is prolonged on the other side THEN it comes back; an app's own deletion is carried over
     let prolong = doc! {"$set": {"at": in_secs(9999)}};
@@ -125,7 +115,7 @@ async fn r15_what_expires_is_nobodys_deletion() {
     })
     .await;
     daemon.restart().await;
-    reconcile(&daemon).await;
+    wait_reconciled(&daemon).await;
     let away = doc! {"_id": {"$regex": "^away"}};
     assert_eq!(there.count_documents(away).await.unwrap(), 30);
     no_conflict(&world).await;
@@ -225,7 +215,7 @@ async fn r15_what_a_capped_collection_pushes_out_stays_on_the_other_side() {
         .await;
     }
     dealt_with(&daemon).await;
-    reconcile(&daemon).await;
+    wait_reconciled(&daemon).await;
     // THEN the other side keeps all
     assert_eq!(there.count_documents(doc! {}).await.unwrap(), 12);
     assert_eq!(here.count_documents(doc! {}).await.unwrap(), 5);

@@ -2,6 +2,7 @@
 
 use crate::common::kit::{
     both, content, converged_without_conflict, dealt_with, set, wait_content, wait_doc,
+    wait_reconciled,
 };
 use crate::common::{Daemon, Settings, World, wait_until};
 use mongodb::bson::{DateTime, Document, doc};
@@ -29,19 +30,6 @@ async fn pulling(test: &str) -> (World, Daemon) {
     world.wait_converged(&daemon).await;
     dealt_with(&daemon).await;
     (world, daemon)
-}
-
-/// Compares everything now.
-async fn reconcile(daemon: &Daemon) {
-    wait_until(crate::common::SOON, "a reconcile", async || {
-        let answer = daemon
-            .post("/api/sync/reconcile", serde_json::json!({}))
-            .await?;
-        (answer.status == 200)
-            .then_some(())
-            .ok_or_else(|| answer.body.to_string())
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -98,7 +86,7 @@ async fn r18_a_date_in_the_far_future_poisons_nothing() {
         .unwrap();
     wait_doc(&here, "after", "pulled", |_| true).await;
     // AND itself with a reconcile at the latest
-    reconcile(&daemon).await;
+    wait_reconciled(&daemon).await;
     wait_doc(&here, "ahead", "reconciled", |_| true).await;
     converged_without_conflict(&world, &daemon).await;
 }
@@ -137,7 +125,7 @@ async fn r18_what_a_pull_cannot_see_is_said_and_comes_with_a_reconcile() {
         .insert_one(doc! {"_id": 1, "v": 0, "updatedAt": ago(2)})
         .await
         .unwrap();
-    reconcile(&daemon).await;
+    wait_reconciled(&daemon).await;
     world.wait_converged(&daemon).await;
     // GIVEN a deletion on the remote, and an edit that leaves the date as it was
     there.delete_one(doc! {"_id": 0}).await.unwrap();
@@ -147,7 +135,7 @@ async fn r18_what_a_pull_cannot_see_is_said_and_comes_with_a_reconcile() {
         .wait_status("notices", |n| n.to_string().contains("deletions there"))
         .await;
     // WHEN that comes THEN both arrive
-    reconcile(&daemon).await;
+    wait_reconciled(&daemon).await;
     wait_content(&here, 0, None).await;
     wait_doc(&here, 1, "reconciled", |d| {
         d.get_i32("v").is_ok_and(|v| v == 1)
@@ -245,7 +233,7 @@ async fn r18_a_remote_that_refuses_its_stream_is_pulled_and_followed_once_it_may
         .await;
     // AND a reconcile reads what it may not have hashed
     there.insert_one(doc! {"_id": 4}).await.unwrap();
-    reconcile(&daemon).await;
+    wait_reconciled(&daemon).await;
     wait_doc(&here, 4, "reconciled", |_| true).await;
     // AND once it may be watched, deletions arrive as they happen
     let allow = doc! {"configureFailPoint": "failCommand", "mode": "off"};
