@@ -2,6 +2,7 @@
 //! both sides, what it keeps, and what stops it.
 
 use crate::common::conflict::*;
+use crate::common::kit::dealt_with;
 use crate::common::{World, wait_for};
 use mongodb::bson::{Document, doc};
 use serde_json::json;
@@ -314,6 +315,7 @@ async fn a_dropped_collection_comes_back_or_goes_on_the_other_side_too() {
             .await
             .unwrap();
         world.wait_converged(&daemon).await;
+        dealt_with(&daemon).await;
         world
             .local
             .collection::<Document>("gone")
