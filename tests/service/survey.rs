@@ -53,6 +53,8 @@ fn writers(world: &World) -> (Arc<AtomicBool>, tokio::task::JoinHandle<()>) {
 async fn behind_the_back(world: &World, daemon: &mut Daemon, work: impl AsyncFnOnce()) {
     dealt_with(daemon).await;
     daemon.post("/api/sync/pause", json!({})).await.unwrap();
+    // A batch that is at work is not broken off.
+    daemon.wait_status("isSyncing", |v| *v == false).await;
     work().await;
     let (here, there) = both(world, "marks");
     here.insert_one(doc! {"_id": 1}).await.unwrap();
