@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::common::kit::{
     both, content, converged_without_conflict, dealt_with, queue, wait_content, wait_reconciled,
 };
-use crate::common::{Daemon, World, wait_for, wait_until};
+use crate::common::{Daemon, World, wait_for};
 use futures::TryStreamExt;
 use mongodb::bson::{DateTime, Document, doc};
 use serde_json::{Value, json};
