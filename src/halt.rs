@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::OnDrop;
 use crate::decide::{Kind, Side};
+use crate::reconcile;
 use crate::shared::{Shared, lock};
 use crate::store::definitions::{self, Tree};
 use crate::store::{self, StoreError, records};
@@ -99,9 +100,12 @@ pub async fn halt(
 ) -> Result<(), StoreError> {
     let settings = shared.settings();
     if settings.config.sync.on_drop == OnDrop::Propagate {
-        let flag = crate::tail::reconcile_name(db);
         let why = format!("a collection of the {} database {what}", side.name());
-        shared.store.set_meta(&flag, why).await?;
+        let name = db.to_owned();
+        let asked = shared
+            .store
+            .call(move |c| reconcile::missed(c, &name, &why));
+        asked.await?;
         shared.reconcile.notify_one();
         return Ok(());
     }

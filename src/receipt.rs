@@ -21,7 +21,7 @@ use rusqlite::Connection;
 use crate::content;
 use crate::decide::Side;
 use crate::failure::Failure;
-use crate::guard::Write;
+use crate::guard::{Verdict, Write};
 use crate::raw::Writer;
 use crate::rules::FieldRules;
 use crate::settle::store_failed;
@@ -78,9 +78,11 @@ impl Receipt {
 pub struct Receipts([Mutex<Vec<Receipt>>; 2]);
 
 impl Receipts {
-    /// The outcome of the transaction with this receipt is known: its lane serves the next one.
-    pub fn give_back(&self, side: Side, receipt: Receipt) {
-        lock(&self.0[side as usize]).push(receipt);
+    /// What became of the transaction with this receipt: if that is known, its lane serves the next one.
+    pub(crate) fn ended(&self, side: Side, receipt: Option<Receipt>, verdict: &Verdict) {
+        if !matches!(verdict, Verdict::Unknown { .. }) {
+            lock(&self.0[side as usize]).extend(receipt);
+        }
     }
 }
 

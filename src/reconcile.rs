@@ -130,6 +130,13 @@ async fn capturing(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Events of a database were missed: all of it is to be compared, what was compared so far as well, since
+/// it may have changed unseen. Inside a call.
+pub(crate) fn missed(c: &rusqlite::Connection, db: &str, why: &str) -> rusqlite::Result<()> {
+    walks::forget(c, db)?;
+    store::set_meta(c, &reconcile_name(db), why)
+}
+
 /// Asks for a reconcile of a database, unless one is asked for already.
 pub async fn ask(shared: &Shared, db: &str, why: &'static str) -> Result<(), Failure> {
     let flag = reconcile_name(db);

@@ -22,12 +22,13 @@ use crate::expiry;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::key::Key;
 use crate::metrics::Retried;
+use crate::reconcile;
 use crate::retry::Retry;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, token_time};
 use crate::side::{Endpoint, deadline};
 use crate::store::queue::{self, Change};
-use crate::store::{self, records, transactions, walks};
+use crate::store::{self, records, transactions};
 
 /// The server's `ChangeStreamFatalError`: no event with our token where it should be.
 const RESUME_TOKEN_NOT_FOUND: i32 = 280;
@@ -147,7 +148,7 @@ async fn lose_history(
     failure: &Failure,
 ) -> Result<(), Failure> {
     tracing::warn!(side = side.name(), db, %failure, "the oplog no longer holds our position; comparing everything");
-    let (token, flag) = (token_name(side, db), reconcile_name(db));
+    let token = token_name(side, db);
     let seen = crate::identity::seen_name(side, db);
     let why = format!("history of the {} database lost", side.name());
     let name = db.to_owned();
@@ -155,9 +156,7 @@ async fn lose_history(
         .store
         .call(move |c| {
             c.execute("DELETE FROM meta WHERE k = ? OR k = ?", [&token, &seen])?;
-            // What was compared so far may have changed since, unseen.
-            walks::forget(c, &name)?;
-            store::set_meta(c, &flag, why)
+            reconcile::missed(c, &name, &why)
         })
         .await
         .map_err(store_failed)?;
@@ -425,15 +424,14 @@ async fn commit(
     let failpoints = shared.clone();
     // At the limit only the fact that something changed is kept (R22).
     let degraded = any && shared.degraded.load(Ordering::Relaxed);
-    let (flag, db_name) = (reconcile_name(db), db.to_owned());
+    let db_name = db.to_owned();
     let seen_name = crate::identity::seen_name(side, db);
     let seen_text = seen.map(|t| format!("{}.{}", t.time, t.increment));
     shared
         .store
         .call(move |c| {
             if degraded {
-                walks::forget(c, &db_name)?;
-                store::set_meta(c, &flag, "queue was full")?;
+                reconcile::missed(c, &db_name, "queue was full")?;
             } else {
                 let changes = expiry::without_expired(c, side, changes, &gone_where)?;
                 queue::enqueue(c, side, &changes, now)?;

@@ -453,9 +453,7 @@ impl Knot<'_> {
             receipt: receipt.map(|receipt| (self.settings.records_db(), receipt)),
         };
         let (verdict, failure) = exact::write_together(endpoint, &writes, with).await;
-        if let Some(receipt) = receipt.filter(|_| !matches!(verdict, Verdict::Unknown { .. })) {
-            self.shared.receipts.give_back(side, receipt);
-        }
+        self.shared.receipts.ended(side, receipt, &verdict);
         self.shared.failpoints.crash("after_write_before_ack");
         self.shared.note(side, &failure.clone().map_or(Ok(()), Err));
         let keys: HashSet<Key> = chain.iter().map(|m| m.write.key.clone()).collect();

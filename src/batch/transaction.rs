@@ -161,9 +161,7 @@ async fn together(
     drop(writes);
     shared.failpoints.crash("after_write_before_ack");
     shared.note(side, &failure.clone().map_or(Ok(()), Err));
-    if let Some(receipt) = receipt.filter(|_| !matches!(verdict, Verdict::Unknown { .. })) {
-        shared.receipts.give_back(side, receipt);
-    }
+    shared.receipts.ended(side, receipt, &verdict);
     for p in all() {
         let tries = &mut items[p.item].together;
         *tries = match &verdict {
