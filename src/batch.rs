@@ -85,6 +85,7 @@ pub(crate) struct Planned {
 /// Works through claimed keys and lets go of them. An error means that a side or the store failed.
 pub async fn process(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
     let keys: Vec<Key> = works.iter().map(|w| w.key.clone()).collect();
+    shared.failpoints.stall("claimed").await;
     let began = Instant::now();
     let outcome = run(shared, works).await;
     shared.metrics.batch(keys.len(), began.elapsed());

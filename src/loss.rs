@@ -163,22 +163,57 @@ pub(crate) async fn hold(
             entry.insert(judge(shared, from, ns, count).await?);
         }
     }
-    let mut left: HashMap<Duration, Vec<Work>> = HashMap::new();
+    let mut left: HashMap<Duration, Vec<(Side, Work)>> = HashMap::new();
     planned.retain(|p| {
-        let item = &mut items[p.item];
-        match verdicts.get(&(p.side.other(), item.ns.number)) {
+        let (from, item) = (p.side.other(), &mut items[p.item]);
+        match verdicts.get(&(from, item.ns.number)) {
             Some(Verdict::Hold(wait)) if p.write.new.is_none() => {
                 item.state = State::Done;
-                left.entry(*wait).or_default().push(item.work.claim_only());
+                let work = item.work.claim_only();
+                left.entry(*wait).or_default().push((from, work));
                 false
             }
             _ => true,
         }
     });
     for (wait, works) in left {
-        settle::put_back(shared, works, wait).await?;
+        put_back(shared, works, wait).await?;
+    }
+    for ((from, n), verdict) in verdicts {
+        if verdict != Verdict::Pass {
+            // What is judged next shall not be judged by a count from before.
+            lock(&shared.losses).of(from, n).counted = None;
+        }
     }
     Ok(())
+}
+
+/// Puts deletions back for a while, each marked as one: a row that only said "look" would not be among
+/// those that wait, and a loss that comes in several batches would be judged by one of them.
+async fn put_back(
+    shared: &Arc<Shared>,
+    works: Vec<(Side, Work)>,
+    wait: Duration,
+) -> Result<(), Failure> {
+    let claims: Vec<(Side, Key, i64)> = works
+        .iter()
+        .filter_map(|(from, work)| {
+            let row = match from {
+                Side::Local => &work.outbox,
+                Side::Remote => &work.inbox,
+            };
+            Some((*from, work.key.clone(), row.as_ref()?.seq))
+        })
+        .collect();
+    let marking = shared.store.call(move |c| {
+        for (from, key, seq) in &claims {
+            queue::mark_gone(c, *from, key, *seq)?;
+        }
+        Ok(())
+    });
+    marking.await.map_err(store_failed)?;
+    let works = works.into_iter().map(|(_, work)| work).collect();
+    settle::put_back(shared, works, wait).await
 }
 
 async fn judge(

@@ -297,6 +297,17 @@ pub fn defer(
     Ok(())
 }
 
+/// Notes of a row that is still the one that was claimed that its document was found to be gone, so that
+/// it counts among the deletions that wait.
+pub fn mark_gone(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<()> {
+    c.prepare_cached(&format!(
+        "UPDATE {} SET hint = x'44' WHERE key = ? AND seq = ? AND hint IS NOT x'64'",
+        table(of)
+    ))?
+    .execute(params![key.as_bytes(), seq])?;
+    Ok(())
+}
+
 /// Holds a row that is still the one that was claimed: `conflict` or `failed`, with a reason (R19).
 pub fn hold(
     c: &Connection,

@@ -160,6 +160,37 @@ async fn r13_what_a_comparison_finds_deleted_is_held_as_a_whole() {
 }
 
 #[tokio::test]
+async fn r13_a_mass_is_counted_over_batches_where_no_event_told_of_a_deletion() {
+    // GIVEN a remote that is not followed, and documents that were there before
+    let world = World::new("mass_looks").await;
+    let mut daemon = world.start().await;
+    let (here, there) = fill(&world, &daemon, "c", 2500).await;
+    daemon.kill9();
+    let gate = world.dir().join("gate");
+    std::fs::write(&gate, b"").unwrap();
+    let settings = daemon.settings.clone().set("pull.follow", "false");
+    daemon.settings = settings.env("SANGAM_STALL", &format!("claimed:{}", gate.display()));
+    daemon.restart().await;
+    // (All of them are younger than the overlap of two fetches.)
+    daemon
+        .wait_status_within(PATIENT, "pendingInbox", |n| *n == 2500)
+        .await;
+    // WHEN more than a fifth of them (more than one batch has, and no batch more than that) were
+    // fetched, and deleted before anybody looked
+    let some = doc! {"_id": {"$lt": 600}};
+    there.delete_many(some).await.unwrap();
+    std::fs::remove_file(gate).unwrap();
+    // THEN it is held, though no batch held so many
+    daemon
+        .wait_status_within(PATIENT, "unresolvedConflicts", |n| *n == 1)
+        .await;
+    assert_eq!(open(&daemon).await["kind"], "mass_delete");
+    // (A batch that held a few of them only may have come first: fewer than 100 are never a mass.)
+    let left = count(&here).await;
+    assert!(left > 2400, "{left}");
+}
+
+#[tokio::test]
 async fn r13_a_remote_that_is_suddenly_empty_empties_nothing() {
     // GIVEN small collections, none of which would make a mass
     let world = World::new("emptied").await;
