@@ -318,6 +318,14 @@ pub fn program() -> Result<PathBuf> {
         if !cfg!(debug_assertions) {
             build.arg("--release");
         }
+        // What cargo says to a program that it runs; a build script that watches these (ring's) would
+        // have much built anew, here and at the next build outside.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                build.env_remove(name);
+            }
+        }
         ensure!(build.status()?.success(), "the daemon can't be built");
     }
     // target/PROFILE/examples/storm
