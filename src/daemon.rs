@@ -24,7 +24,7 @@ use crate::side::Endpoint;
 use crate::store::{Store, StoreError, records};
 use crate::{
     adopt, disk, halt, history, identity, lease, loss, probe, pull, reconcile, recorder, ruling,
-    schema, selection, stamp, tail, tell, watermark, worker,
+    schema, selection, side, stamp, tail, tell, watermark, worker,
 };
 
 /// Why the daemon could not start or had to end.
@@ -190,6 +190,8 @@ impl Daemon {
         let handle = self.handle.clone();
         task!("tell", move |_| tell::run(handle.clone()));
         task!("watermark", watermark::run);
+        task!("local", |s| side::watch(s, Side::Local));
+        task!("remote", |s| side::watch(s, Side::Remote));
         task!("disk", disk::run);
         if config.remote_uri.is_some() {
             if config.pull.follow {

@@ -241,7 +241,7 @@ async fn statements(
             .close()
             .close();
         w.i32("limit", 1).bool("singleBatch", true);
-        let database = endpoint.client.database(db);
+        let database = session.client().database(db);
         let mut cursor = database
             .run_raw_cursor_command(w.command())
             .session(&mut *session)
@@ -344,8 +344,8 @@ async fn reply(
     db: &str,
     w: Writer,
 ) -> Result<(Option<Verdict>, i32), Failure> {
-    let reply = endpoint
-        .client
+    let reply = session
+        .client()
         .database(db)
         .run_raw_command(w.command())
         .session(session)

@@ -60,7 +60,7 @@ impl Place {
     }
 
     fn docs(&self) -> mongodb::Collection<Document> {
-        self.endpoint.client.database("d").collection(&self.coll)
+        self.endpoint.client().database("d").collection(&self.coll)
     }
 
     /// Somebody else puts a document there.

@@ -51,7 +51,6 @@ pub async fn check(shared: &Shared, endpoint: &Arc<Endpoint>) -> Result<(), Fail
     if side == Side::Local {
         check_records(shared).await?;
     }
-    let now = endpoint.hello().await?.operation_time;
     for db in &shared.settings().config.databases {
         check_oplog(shared, endpoint, db).await?;
         let token: Option<Vec<u8>> = shared
@@ -60,7 +59,9 @@ pub async fn check(shared: &Shared, endpoint: &Arc<Endpoint>) -> Result<(), Fail
             .await
             .map_err(store_failed)?;
         let at = token.and_then(|bytes| token_time(RawDocument::from_bytes(&bytes).ok()?));
-        if let (Some(at), Some(now)) = (at, now)
+        let Some(at) = at else { continue };
+        // Asked after it: a stream may move the position on meanwhile.
+        if let Some(now) = endpoint.hello().await?.operation_time
             && after(at, now)
         {
             return Err(restored(side));

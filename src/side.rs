@@ -1,10 +1,11 @@
 //! One of the two databases: its client, commands with deadlines, reads by `_id`, its identity.
 
 mod patience;
+mod process;
 mod rows;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bson::{Document, RawDocumentBuf, Timestamp, doc};
@@ -27,6 +28,8 @@ use crate::store::Store;
 
 use patience::Patience;
 pub use patience::{LONG, PROMPT, READING};
+use process::Processes;
+pub use process::watch;
 pub use rows::{Answer, Rows};
 
 /// The server ends an operation of ours after this; far above what a batch takes (R4).
@@ -48,8 +51,11 @@ pub fn deadline(bytes: usize) -> Duration {
 pub struct Endpoint {
     /// Which one.
     pub side: Side,
-    /// The driver's client.
-    pub client: Client,
+    client: RwLock<Client>,
+    /// To make another client.
+    options: ClientOptions,
+    /// The servers' processes, as heartbeats tell.
+    processes: Arc<Processes>,
     /// What the last failed heartbeat said: server selection itself only says "timeout".
     last_heartbeat: Arc<Mutex<Option<Reason>>>,
     /// Sessions at work in this process.
@@ -112,13 +118,18 @@ impl Endpoint {
         let seen = last_heartbeat.clone();
         let trouble = Arc::new(Notify::new());
         let alarm = trouble.clone();
+        let processes = Arc::new(Processes::default());
+        let met = processes.clone();
         options.sdam_event_handler = Some(EventHandler::callback(move |event| {
             let found = match event {
                 SdamEvent::ServerHeartbeatFailed(e) => match Failure::from(&e.failure).class {
                     Class::Offline(reason) => Some(reason),
                     _ => Some(Reason::Offline),
                 },
-                SdamEvent::ServerHeartbeatSucceeded(_) => None,
+                SdamEvent::ServerHeartbeatSucceeded(e) => {
+                    met.met(&e.server_address.to_string(), &e.reply);
+                    None
+                }
                 _ => return,
             };
             if found.is_some() {
@@ -128,10 +139,12 @@ impl Endpoint {
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner) = found;
         }));
-        let client = Client::with_options(options).map_err(Failure::from)?;
+        let client = Client::with_options(options.clone()).map_err(Failure::from)?;
         Ok(Self {
             side,
-            client,
+            client: RwLock::new(client),
+            options,
+            processes,
             last_heartbeat,
             sessions: Arc::default(),
             journal: OnceLock::new(),
@@ -141,6 +154,12 @@ impl Endpoint {
             lease: OnceLock::new(),
             trouble,
         })
+    }
+
+    /// The driver's client.
+    pub fn client(&self) -> Client {
+        let client = self.client.read();
+        client.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A driver error, with the reason that the last heartbeat saw where the error has none.
@@ -169,7 +188,11 @@ impl Endpoint {
     /// Every command of ours but those of transactions goes through here, so that no write can forget
     /// to ask whether this daemon may.
     async fn run_now(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
-        let lease = self.lease.get().filter(|_| lease::is_write(&command));
+        let write = lease::is_write(&command);
+        if write {
+            self.is_known()?;
+        }
+        let lease = self.lease.get().filter(|_| write);
         let pass = lease.map(|lease| lease.begin(self.side)).transpose()?;
         let outcome = self.run_through(db, command).await;
         let answered = outcome.as_ref().err().is_none_or(|f| f.answered);
@@ -181,6 +204,7 @@ impl Endpoint {
 
     /// Whether a write may begin, where it does not go through [`Endpoint::run`].
     pub fn may_write(&self) -> Result<(), Failure> {
+        self.is_known()?;
         self.lease
             .get()
             .map_or(Ok(()), |lease| lease.may_write(self.side))
@@ -200,7 +224,7 @@ impl Endpoint {
 
     async fn run_through(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
         let wait = deadline(command.as_bytes().len());
-        let db = self.client.database(db);
+        let db = self.client().database(db);
         let mut task = tokio::spawn(async move { db.run_raw_command(command).await });
         match tokio::time::timeout(wait, &mut task).await {
             Ok(Ok(outcome)) => outcome.map_err(|e| self.failure(&e)),
@@ -248,7 +272,7 @@ impl Endpoint {
         if let Some(budget) = self.budget.get() {
             budget.pay(command.as_bytes().len()).await;
         }
-        let db = self.client.database(db);
+        let db = self.client().database(db);
         // Boxed: a driver's call is large, and callers nest.
         let opening = Box::pin(async { db.run_raw_cursor_command(command).batch().await });
         let cursor = self.within(usual, opening).await?;
@@ -322,6 +346,8 @@ impl Endpoint {
             }
         })
         .await?;
+        // After it: the driver may have asked again, and another process.
+        self.is_known()?;
         Ok(found)
     }
 
@@ -347,13 +373,15 @@ impl Endpoint {
             found.extend(Id::of(doc.as_bytes()).map(|id| Key::new(ns, &id)));
         })
         .await?;
+        self.is_known()?;
         Ok(found)
     }
 
     /// Starts a session for a transaction. It is on record until [`Endpoint::end_session`]: a
     /// transaction that a crash leaves open would lock its documents for a minute.
     pub async fn session(&self) -> Result<OpenSession, Failure> {
-        let session = self.client.start_session().await;
+        self.is_known()?;
+        let session = self.client().start_session().await;
         let session = session.map_err(|e| self.failure(&e))?;
         let id = session
             .id()

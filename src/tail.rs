@@ -216,7 +216,8 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
         Err(failure) => tracing::debug!(%failure, "how documents expire"),
         Ok(()) => {}
     }
-    let database = endpoint.client.database(db);
+    endpoint.is_known()?;
+    let database = endpoint.client().database(db);
     let watch = database
         .watch()
         .pipeline(pipeline(shared, &settings))
@@ -340,6 +341,7 @@ async fn read(
             if let Some(bytes) = bytes
                 && saved.elapsed() > SAVE_IDLE_TOKEN
             {
+                endpoint.is_known()?;
                 saved = Instant::now();
                 shared.store.set_meta(&token_name(side, db), bytes).await?;
             }
@@ -408,6 +410,9 @@ async fn commit(
             Event::Nothing => {}
         }
     }
+    let endpoint = shared.endpoint(side)?;
+    // A server put back to a backup goes on telling, from there.
+    endpoint.is_known()?;
     let name = token_name(side, db);
     let now = chrono::Utc::now().timestamp_millis();
     // Offline, an app shall see that its edit waits.
@@ -419,7 +424,7 @@ async fn commit(
         shared.failpoints.crash("token_before_enq");
     }
     if let Some(seen) = seen {
-        shared.endpoint(side)?.told(seen);
+        endpoint.told(seen);
     }
     let failpoints = shared.clone();
     // At the limit only the fact that something changed is kept (R22).

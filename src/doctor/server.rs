@@ -220,7 +220,7 @@ async fn streams(report: &mut Report, endpoint: &Endpoint, config: &Config) {
     let check = endpoint.side.name();
     for db in &config.databases {
         let opened = tokio::time::timeout(PATIENCE, async {
-            endpoint.client.database(db).watch().await
+            endpoint.client().database(db).watch().await
         });
         let failure = match opened.await {
             Ok(Ok(_)) => {

@@ -166,7 +166,7 @@ async fn build_long(shared: &Arc<Shared>, build: &Build) -> Result<(), Failure> 
     endpoint.may_write()?;
     let command = RawDocumentBuf::try_from(&build.command());
     let command = command.map_err(|_| Failure::fatal("createIndexes"))?;
-    let db = endpoint.client.database(&build.db);
+    let db = endpoint.client().database(&build.db);
     let answer = tokio::spawn(async move { db.run_raw_command(command).await });
     let abort = answer.abort_handle();
     let gone = async {

@@ -12,6 +12,7 @@ mod counts;
 mod durability;
 mod expiry;
 mod fields;
+mod identity;
 mod link;
 mod merge;
 mod pull;

@@ -1,0 +1,134 @@
+//! Whether the server that answers is still the process that we know.
+//!
+//! A server can only be put back to a backup while it does not run, so what follows is another
+//! process, and each has an id, which heartbeats tell. When one is new, nothing is written to that
+//! side and nothing read of it is believed until it was asked who it is (R12).
+//!
+//! The driver gets in the way of that: it remembers the latest election that it has seen, and a server
+//! put back to before it is no primary to it, for ever. So it is a new client that asks.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bson::Document;
+use bson::oid::ObjectId;
+use mongodb::Client;
+
+use super::Endpoint;
+use crate::decide::Side;
+use crate::failure::{Class, Failure};
+use crate::identity;
+use crate::shared::{Shared, lock};
+
+/// How often it is looked whether a process is new.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The processes of one side.
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    /// By the server's address.
+    known: Mutex<HashMap<String, ObjectId>>,
+    /// How often a process was another one than before, and how many of these were seen to.
+    changed: AtomicU64,
+    settled: AtomicU64,
+}
+
+impl Processes {
+    /// A heartbeat has come back.
+    pub(super) fn met(&self, address: &str, reply: &Document) {
+        let version = reply.get_document("topologyVersion");
+        let Ok(process) = version.and_then(|v| v.get_object_id("processId")) else {
+            return;
+        };
+        let before = lock(&self.known).insert(address.to_owned(), process);
+        if before.is_some_and(|before| before != process) {
+            self.changed.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// How many changes there were, if not all of them were seen to.
+    fn unsettled(&self) -> Option<u64> {
+        let changed = self.changed.load(Ordering::SeqCst);
+        (changed != self.settled.load(Ordering::SeqCst)).then_some(changed)
+    }
+}
+
+impl Endpoint {
+    /// Refuses while a server has been started anew and was not yet asked who it is.
+    pub fn is_known(&self) -> Result<(), Failure> {
+        match self.processes.unsettled() {
+            None => Ok(()),
+            Some(_) => Err(Failure {
+                class: Class::Transient,
+                ..Failure::fatal(format!(
+                    "the {} database's server was started anew and is asked whether it is still the same database",
+                    self.side.name()
+                ))
+            }
+            .of(self.side)),
+        }
+    }
+
+    fn renew(&self) -> Result<(), Failure> {
+        let client = Client::with_options(self.options.clone()).map_err(Failure::from)?;
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    /// Asks servers that were started anew who they are; only an answer that ends the daemon is an error.
+    async fn settle(self: &Arc<Self>, shared: &Shared, renewed: &mut u64) -> Result<(), Failure> {
+        let Some(changed) = self.processes.unsettled() else {
+            return Ok(());
+        };
+        if *renewed != changed {
+            self.renew()?;
+            *renewed = changed;
+        }
+        match identity::check(shared, self).await {
+            Ok(()) => self.processes.settled.store(changed, Ordering::SeqCst),
+            Err(failure) if failure.class == Class::Fatal => return Err(failure),
+            Err(failure) => {
+                tracing::debug!(side = self.side.name(), %failure, "started anew, and can't be asked yet");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Watches the processes of one side until the daemon ends.
+pub async fn watch(shared: Arc<Shared>, side: Side) -> Result<(), Failure> {
+    let mut renewed = 0;
+    loop {
+        if let Ok(endpoint) = shared.endpoint(side) {
+            endpoint.settle(&shared, &mut renewed).await?;
+        }
+        tokio::select! {
+            () = shared.cancel.cancelled() => return Ok(()),
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::doc;
+
+    use super::*;
+
+    #[test]
+    fn only_another_process_at_a_known_address_is_a_change() {
+        let processes = Processes::default();
+        let reply = |id| doc! {"topologyVersion": {"processId": id, "counter": 1_i64}};
+        let (one, two) = (ObjectId::new(), ObjectId::new());
+        processes.met("a", &reply(one));
+        processes.met("b", &reply(two));
+        processes.met("a", &reply(one));
+        processes.met("a", &doc! {});
+        assert_eq!(processes.unsettled(), None);
+        processes.met("a", &reply(two));
+        processes.met("a", &reply(two));
+        assert_eq!(processes.unsettled(), Some(1));
+    }
+}

@@ -1,0 +1,239 @@
+//! R12: the state belongs to two databases and no others, and not to what they were once.
+
+use std::path::Path;
+
+use crate::common::kit::{both, converged_without_conflict, wait_content};
+use crate::common::{Daemon, World};
+use mongodb::bson::{Document, doc};
+use sangam::mongod::MongoServer;
+
+/// Starts the daemon and expects it to refuse: exit code 78, and these words.
+async fn refused(daemon: &mut Daemon, words: &[&str]) {
+    daemon.respawn();
+    let ended = daemon.wait_exit().await;
+    assert_eq!(ended.code(), Some(78), "{}", daemon.log());
+    for word in words {
+        assert!(daemon.log().contains(word), "{word}: {}", daemon.log());
+    }
+}
+
+#[tokio::test]
+async fn r12_the_state_of_another_database_is_refused_before_anything_changes() {
+    // GIVEN state made with these two servers
+    let world = World::new("r12").await;
+    let settings = world.settings();
+    let mut daemon = world.start_with(settings.clone()).await;
+    let (here, there) = both(&world, "c");
+    here.insert_one(doc! {"_id": 1}).await.unwrap();
+    world.wait_converged(&daemon).await;
+    assert!(daemon.terminate().await.success());
+    here.insert_one(doc! {"_id": 2}).await.unwrap();
+    // WHEN it is started with another local database
+    let quoted = |uri: String| format!("{uri:?}");
+    let (local, remote) = (&world.servers().local, &world.servers().remote);
+    daemon.settings = settings
+        .clone()
+        .set("local.uri", &quoted(remote.direct_uri()));
+    // THEN it says which one, and what to do
+    refused(
+        &mut daemon,
+        &["the local database is another one", "reconcile --adopt"],
+    )
+    .await;
+    // AND the same with another remote
+    daemon.settings = settings
+        .clone()
+        .set("remote.uri", &quoted(local.direct_uri()));
+    refused(&mut daemon, &["the remote database is another one"]).await;
+    assert_eq!(
+        there.count_documents(doc! {}).await.unwrap(),
+        1,
+        "nothing was changed"
+    );
+    // AND with its own pair it goes on
+    daemon.settings = settings;
+    daemon.restart().await;
+    converged_without_conflict(&world, &daemon).await;
+}
+
+#[tokio::test]
+async fn r12_adopt_takes_a_replaced_database_and_deletes_nothing() {
+    // GIVEN a remote that was replaced by an empty one
+    let world = World::new("r12_adopt").await;
+    let settings = world.settings();
+    let mut daemon = world.start_with(settings.clone()).await;
+    let (here, _) = both(&world, "c");
+    here.insert_many([doc! {"_id": 1}, doc! {"_id": 2}])
+        .await
+        .unwrap();
+    world.wait_converged(&daemon).await;
+    assert!(daemon.terminate().await.success());
+    let dir = tempfile::tempdir().unwrap();
+    let other = MongoServer::start(dir.path(), None, "rs_other")
+        .await
+        .unwrap();
+    let client = other.client().await.unwrap();
+    let there = client.database(&world.name).collection::<Document>("c");
+    there.insert_one(doc! {"_id": 3}).await.unwrap();
+    let uri = format!("{:?}", other.direct_uri());
+    daemon.settings = settings.set("remote.uri", &uri);
+    refused(&mut daemon, &["the remote database is another one"]).await;
+    // WHEN that is said to be intended
+    let adopted = daemon.settings.cli(&["reconcile", "--adopt"]);
+    assert!(adopted.status.success(), "{adopted:?}");
+    daemon.restart().await;
+    // THEN both are compared as on the first day
+    for id in 1..=3 {
+        wait_content(&there, id, doc! {"_id": id}).await;
+        wait_content(&here, id, doc! {"_id": id}).await;
+    }
+}
+
+#[tokio::test]
+async fn r12_leaving_a_collection_out_is_not_taken_for_a_restored_server() {
+    // GIVEN a stream whose last event was of one collection
+    let world = World::new("r12_exclude").await;
+    let mut daemon = world.start().await;
+    let (kept, left_out) = (both(&world, "kept"), both(&world, "left_out"));
+    for c in [&kept.0, &left_out.0] {
+        c.insert_one(doc! {"_id": 1}).await.unwrap();
+        world.wait_converged(&daemon).await;
+    }
+    // WHEN that collection is left out from now on
+    let settings = daemon.settings.clone();
+    daemon.settings = settings.set("sync.exclude", "[\"left_out\"]");
+    daemon.restart().await;
+    // THEN the others go on
+    kept.0.insert_one(doc! {"_id": 2}).await.unwrap();
+    kept.1.insert_one(doc! {"_id": 3}).await.unwrap();
+    wait_content(&kept.1, 2, doc! {"_id": 2}).await;
+    wait_content(&kept.0, 3, doc! {"_id": 3}).await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp")
+        .arg("-r")
+        .arg(from)
+        .arg(to)
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+#[tokio::test]
+async fn r12_a_server_restored_from_a_backup_is_refused() {
+    for local in [true, false] {
+        // GIVEN a backup of one server, and a state that has seen more than that
+        let mut world = World::with_own_servers("r12_backup").await;
+        let mut daemon = world.start().await;
+        let (here, _) = both(&world, "c");
+        here.insert_one(doc! {"_id": 1}).await.unwrap();
+        world.wait_converged(&daemon).await;
+        daemon.kill9();
+        let backup = world.dir().join("backup");
+        let servers = world.own_servers();
+        let server = if local {
+            &mut servers.local
+        } else {
+            &mut servers.remote
+        };
+        server.stop().await.unwrap();
+        let data = server.dir().join("data");
+        copy(&data, &backup);
+        server.restart().await.unwrap();
+        daemon.restart().await;
+        let (here, there) = both(&world, "c");
+        let ahead = if local { here } else { there };
+        ahead.insert_one(doc! {"_id": 2}).await.unwrap();
+        converged_without_conflict(&world, &daemon).await;
+        daemon.kill9();
+        // WHEN the server is restored from it
+        let servers = world.own_servers();
+        let server = if local {
+            &mut servers.local
+        } else {
+            &mut servers.remote
+        };
+        server.kill9().unwrap();
+        std::fs::remove_dir_all(&data).unwrap();
+        copy(&backup, &data);
+        server.restart().await.unwrap();
+        // THEN its silence isn't taken for peace
+        refused(
+            &mut daemon,
+            &["restored from a backup", "reconcile --adopt"],
+        )
+        .await;
+    }
+}
+
+/// Which server is put back. Those that the driver knows as a primary, by its election, it never takes
+/// again once it is one of an earlier election; past that it goes on as if nothing had happened.
+#[derive(Clone, Copy)]
+enum PutBack {
+    Local,
+    Remote,
+    RemotePastElections,
+}
+
+async fn put_back_under_a_running_daemon(which: PutBack) {
+    let mut world = World::with_own_servers("r12_running").await;
+    let servers = world.servers();
+    let uri = match which {
+        PutBack::RemotePastElections => world.link.uri(),
+        _ => servers.remote.uri(),
+    };
+    let settings = world.settings().set("remote.uri", &format!("{uri:?}"));
+    let mut daemon = world.start_with(settings).await;
+    let (here, there) = both(&world, "c");
+    here.insert_one(doc! {"_id": 1}).await.unwrap();
+    world.wait_converged(&daemon).await;
+    // GIVEN a backup of one server, which has been started anew since, and more was written
+    let backup = world.dir().join("backup");
+    let servers = world.own_servers();
+    let server = match which {
+        PutBack::Local => &mut servers.local,
+        _ => &mut servers.remote,
+    };
+    let data = server.dir().join("data");
+    server.stop().await.unwrap();
+    copy(&data, &backup);
+    for _ in 0..2 {
+        server.restart().await.unwrap();
+    }
+    let (first, second) = match which {
+        PutBack::Local => (&here, &there),
+        _ => (&there, &here),
+    };
+    first.insert_one(doc! {"_id": 2}).await.unwrap();
+    wait_content(second, 2, doc! {"_id": 2}).await;
+    first.delete_one(doc! {"_id": 1}).await.unwrap();
+    converged_without_conflict(&world, &daemon).await;
+    // WHEN it is put back while the daemon runs
+    let servers = world.own_servers();
+    let server = match which {
+        PutBack::Local => &mut servers.local,
+        _ => &mut servers.remote,
+    };
+    server.stop().await.unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy(&backup, &data);
+    server.restart().await.unwrap();
+    // THEN the daemon notices, and the other side stays as it is
+    let ended = daemon.wait_exit().await;
+    assert_eq!(ended.code(), Some(78), "{}", daemon.log());
+    for word in ["restored from a backup", "reconcile --adopt"] {
+        assert!(daemon.log().contains(word), "{word}: {}", daemon.log());
+    }
+    assert_eq!(second.count_documents(doc! {}).await.unwrap(), 1);
+    wait_content(second, 2, doc! {"_id": 2}).await;
+}
+
+#[tokio::test]
+async fn r12_a_server_restored_under_a_running_daemon_is_refused() {
+    let each = [
+        PutBack::Local,
+        PutBack::Remote,
+        PutBack::RemotePastElections,
+    ];
+    futures::future::join_all(each.map(put_back_under_a_running_daemon)).await;
+}
