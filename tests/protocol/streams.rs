@@ -1,4 +1,5 @@
 //! R10 to R13: what a change stream can't carry, lost history, foreign state, dropped collections.
+
 use crate::common::kit::{
     PATIENT, both, conflicts_now, converged_without_conflict, dealt_with, raw_docs, set,
     the_conflict, wait_content, wait_reconciled,

@@ -19,6 +19,7 @@ mod scene;
 #[path = "../../examples/storm/writers.rs"]
 mod writers;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use scene::{conflict, documents, prepare};
 use tokio::task::JoinHandle;
-use writers::{RULES, Shared, WRITERS_A_SIDE, Writer};
+use writers::{PARTS, RULES, Shared, WRITERS_A_SIDE, Writer};
 
 /// Each takes one rule of the protocol away.
 const MUTATIONS: [&str; 8] = [
@@ -145,12 +146,9 @@ async fn history(seed: u64, mutation: &str) -> Vec<Problem> {
     let mut world = World::with_own_servers("history").await;
     let ledger = prepare(&[&world.local], &world.remote).await.unwrap();
     let settings = settings(&world, seed, mutation);
-    let mut points = failpoints(&mut rng);
-    if mutation == "token_first" {
-        // The rule matters only to a crash at this very point.
-        points = "enq_before_token:0.05".into();
-    }
-    let with_failpoints = settings.clone().env("SANGAM_FAILPOINT", &points);
+    let with_failpoints = settings
+        .clone()
+        .env("SANGAM_FAILPOINT", &failpoints(&mut rng));
 
     // GIVEN both sides equal and a daemon that is not yet disturbed
     let mut daemon = world.start_with(settings.clone()).await;
@@ -159,10 +157,22 @@ async fn history(seed: u64, mutation: &str) -> Vec<Problem> {
     daemon.restart().await;
 
     // WHEN applications write while everything fails
-    let shared = Shared::new(ledger);
+    let mut shared = Shared::new(ledger);
+    if mutation == "no_receipt" {
+        // The rule matters to these alone.
+        let others = PARTS.iter().filter(|part| !["count", "set"].contains(part));
+        shared.without = Arc::new(others.map(ToString::to_string).collect());
+    }
     let mut tasks = start_writers(&world, Side::Local(0), seed, &shared).await;
     tasks.extend(start_writers(&world, Side::Remote, seed, &shared).await);
     let faults = faults::run(&mut rng, &mut world, &mut daemon, CHAOS).await;
+    if mutation == "token_first" {
+        // The rule matters only to a crash at this very point, and only to what nobody writes again.
+        let crash = settings
+            .clone()
+            .env("SANGAM_FAILPOINT", "enq_before_token:1");
+        crash_over_a_backlog(&mut daemon, crash, &shared).await;
+    }
     shared.stop.store(true, Ordering::Relaxed);
     let mut writes = 0;
     for task in tasks {
@@ -192,6 +202,20 @@ async fn history(seed: u64, mutation: &str) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// The daemon is away while much is written, and ends at once when it reads of that.
+async fn crash_over_a_backlog(daemon: &mut Daemon, crash: Settings, shared: &Shared) {
+    daemon.kill9();
+    let most = shared.counter.load(Ordering::Relaxed) + 300;
+    common::wait_for("some writes", async || {
+        shared.counter.load(Ordering::Relaxed) > most
+    })
+    .await;
+    shared.stop.store(true, Ordering::Relaxed);
+    daemon.settings = crash;
+    daemon.respawn();
+    daemon.wait_exit().await;
 }
 
 async fn start_writers(
