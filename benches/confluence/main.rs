@@ -1,8 +1,10 @@
 //! How fast, as ratios in one run, on real servers with the real daemon.
 //!
 //! `cargo bench --bench confluence` runs all cases and prints a table; names after `--` choose some,
-//! `--scale 0.1` makes every case a tenth of its size, `--svg FILE` draws what has a target. Nothing is asserted about time: the table
-//! says `ok` or `not ok` beside each target.
+//! `--scale 0.1` makes every case a tenth of its size, `--svg FILE` draws what has a target. Nothing is
+//! asserted about time: the table says `ok` or `not ok` beside each target.
+//!
+//! `--draw docs/performance.md --svg FILE` measures nothing and draws the table of that document.
 
 #![allow(clippy::unwrap_used, reason = "the harness is that of the tests")]
 
@@ -13,7 +15,7 @@ mod cost;
 mod drain;
 mod flow;
 mod meter;
-
+mod picture;
 mod table;
 mod whole;
 
@@ -45,6 +47,7 @@ async fn main() {
     let mut chosen = Vec::new();
     let mut scale = 1.0;
     let mut picture = None;
+    let mut document = None;
     let mut args = args.into_iter().filter(|a| a != "--bench");
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -55,6 +58,7 @@ async fn main() {
                     .expect("--scale takes a number");
             }
             "--svg" => picture = Some(args.next().expect("--svg takes a file")),
+            "--draw" => document = Some(args.next().expect("--draw takes a file")),
             name if CASES.contains(&name) => chosen.push(name.to_owned()),
             other => {
                 eprintln!("no case is called {other}; there are {}", CASES.join(", "));
@@ -62,6 +66,17 @@ async fn main() {
             }
         }
     }
+    let text = match document {
+        Some(file) => std::fs::read_to_string(file).expect("the document can be read"),
+        None => measure(&chosen, scale).await,
+    };
+    if let Some(file) = picture {
+        std::fs::write(file, picture::draw(&text)).expect("the picture can be written");
+    }
+}
+
+/// Runs the chosen cases, or all, and prints the table; returns it.
+async fn measure(chosen: &[String], scale: f64) -> String {
     let mut table = Table::default();
     for case in CASES {
         if !chosen.is_empty() && !chosen.iter().any(|c| c == case) {
@@ -83,8 +98,7 @@ async fn main() {
             _ => cost::backlog(&mut table, scale).await,
         }
     }
-    table.print();
-    if let Some(file) = picture {
-        std::fs::write(file, table.svg()).expect("the picture can be written");
-    }
+    let text = table.markdown();
+    println!("\n{text}");
+    text
 }

@@ -28,21 +28,8 @@ struct Row {
     case: String,
     figure: String,
     ratio: String,
-    value: f64,
     target: Target,
     verdict: &'static str,
-}
-
-impl Row {
-    /// How many times better than its target a figure is; `None` without a target.
-    fn margin(&self) -> Option<f64> {
-        match self.target {
-            Target::AtLeast(x) => Some(self.value / x),
-            // A figure of zero is as good as can be drawn.
-            Target::Below(x) => Some(x / self.value.max(x / 1000.0)),
-            Target::None => None,
-        }
-    }
 }
 
 /// Rows in the order they were measured.
@@ -110,7 +97,6 @@ impl Table {
             case: case.into(),
             figure: figure.into(),
             ratio,
-            value,
             target,
             verdict,
         };
@@ -122,66 +108,16 @@ impl Table {
     }
 
     /// The table in Markdown.
-    pub(crate) fn print(&self) {
-        println!("\n| case | figure | ratio | target | |\n|---|---|---|---|---|");
+    pub(crate) fn markdown(&self) -> String {
+        let mut text =
+            String::from("| case | figure | ratio | target | |\n|---|---|---|---|---|\n");
         for row in &self.rows {
-            println!(
-                "| {} | {} | {} | {} | {} |",
+            text += &format!(
+                "| {} | {} | {} | {} | {} |\n",
                 row.case, row.figure, row.ratio, row.target, row.verdict
             );
         }
-    }
-
-    /// A picture of the figures that have a target: each a bar, as many times better than its target as
-    /// it is long, on a scale where ten times is a step. The line is the target.
-    pub(crate) fn svg(&self) -> String {
-        const LEFT: f64 = 560.0;
-        const STEP: f64 = 90.0;
-        const HIGH: f64 = 22.0;
-        let rows: Vec<(&Row, f64)> = self
-            .rows
-            .iter()
-            .filter_map(|r| Some((r, r.margin()?.log10().clamp(-1.0, 3.0))))
-            .collect();
-        let height = HIGH * (rows.len() as f64 + 2.0);
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1020 {height}\" \
-             font-family=\"sans-serif\" font-size=\"11\">\n\
-             <style>text {{ fill: #222 }} @media (prefers-color-scheme: dark) {{ text {{ fill: #ddd }} }}</style>\n"
-        );
-        let one = LEFT + STEP;
-        for (step, label) in [
-            (-1.0, "a tenth"),
-            (0.0, "target"),
-            (1.0, "10 ×"),
-            (2.0, "100 ×"),
-        ] {
-            let x = one + step * STEP;
-            svg += &format!(
-                "<line x1=\"{x}\" x2=\"{x}\" y1=\"{HIGH}\" y2=\"{height}\" stroke=\"#888\" \
-                 stroke-dasharray=\"{}\"/><text x=\"{x}\" y=\"14\" text-anchor=\"middle\">{label}</text>\n",
-                if step == 0.0 { "none" } else { "2 3" }
-            );
-        }
-        for (n, (row, margin)) in rows.iter().enumerate() {
-            let y = HIGH * (n as f64 + 1.5);
-            let (x, wide) = (one + margin.min(0.0) * STEP, margin.abs() * STEP);
-            let colour = if *margin >= 0.0 { "#2a7f62" } else { "#b5452c" };
-            let figure = if row.ratio.is_empty() {
-                &row.figure
-            } else {
-                &row.ratio
-            };
-            let case = row.case.replace('&', "&amp;").replace('<', "&lt;");
-            svg += &format!(
-                "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{case}: {figure} ({})</text>\
-                 <rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{wide:.1}\" height=\"14\" fill=\"{colour}\"/>\n",
-                LEFT - 8.0,
-                y + 11.0,
-                row.target.to_string().replace('<', "&lt;"),
-            );
-        }
-        svg + "</svg>\n"
+        text
     }
 }
 

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{World, conflict};
 
+#[path = "../../benches/confluence/picture.rs"]
+mod picture;
+
 /// Pages that `docs/build` makes from the code.
 const MADE: &str = "reference/";
 
@@ -124,4 +127,14 @@ async fn every_command_works() {
         }
     }
     assert!(ran >= 15, "only {ran} commands were found in the book");
+}
+
+#[test]
+fn the_picture_of_the_figures_shows_what_the_page_says() {
+    let read = |name| std::fs::read_to_string(docs().join(name)).unwrap();
+    assert!(
+        picture::draw(&read("performance.md")) == read("performance.svg"),
+        "docs/performance.md has changed: cargo bench --profile dev --bench confluence -- \
+         --draw docs/performance.md --svg docs/performance.svg"
+    );
 }
