@@ -96,9 +96,10 @@ impl FaultLink {
     /// Opens a link to `upstream` (`host:port`) on a free loopback port.
     pub async fn open(upstream: impl Into<String>) -> io::Result<Self> {
         let upstream = upstream.into();
-        // Somebody else may take the port between the two.
+        // A program that knows nothing of claims may take the port between the two.
         for _ in 0..20 {
-            match Self::open_on(crate::process::free_port()?, upstream.clone()).await {
+            let port = crate::process::free_port()?;
+            match Self::open_on(port.number(), upstream.clone()).await {
                 Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
                 opened => return opened,
             }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use mongodb::bson::{Document, doc};
 use mongodb::{Client, options::ClientOptions};
 
-use crate::process::{self, Child, free_port};
+use crate::process::{self, Child, Port, free_port};
 
 mod fetch;
 
@@ -59,6 +59,8 @@ pub struct MongoServer {
     binary: PathBuf,
     dir: PathBuf,
     port: u16,
+    /// Where the port was chosen here: nobody else chooses it, also while the server is dead.
+    claim: Option<Port>,
     options: ServerOptions,
     child: Option<Child>,
 }
@@ -91,15 +93,16 @@ impl MongoServer {
             binary,
             dir: dir.to_path_buf(),
             port: 0,
+            claim: None,
             options,
             child: None,
         };
-        // A free port may be taken by somebody else before the server gets to it.
+        // A program that knows nothing of claims may take the port before the server gets to it.
         let mut tries = if server.options.port.is_some() { 1 } else { 3 };
         loop {
             server.port = match server.options.port {
                 Some(port) => port,
-                None => free_port()?,
+                None => server.claim.insert(free_port()?).number(),
             };
             tries -= 1;
             match server.launch().await {
@@ -296,6 +299,9 @@ impl MongoServer {
                 self.log_path().display()
             );
             match admin.run_command(doc! {"hello": 1}).await {
+                Ok(_) if !self.is_ours(&admin).await => {
+                    bail!("another MongoDB server has port {}", self.port)
+                }
                 Ok(_) if !self.options.initiate => return Ok(()),
                 Ok(hello) if is_writable(&hello) => break,
                 Ok(hello) => {
@@ -308,6 +314,15 @@ impl MongoServer {
             }
         }
         self.create_administrator(&admin).await
+    }
+
+    /// Whether what answers on our port is our child: that may just be finding the port taken.
+    async fn is_ours(&self, admin: &mongodb::Database) -> bool {
+        match admin.run_command(doc! {"serverStatus": 1}).await {
+            Ok(status) => status.get_i64("pid").ok() == self.pid().map(i64::from),
+            // It may not be asked without a password.
+            Err(_) => true,
+        }
     }
 
     async fn initiate(&self, admin: &mongodb::Database) -> Result<()> {

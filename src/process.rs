@@ -152,14 +152,66 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
+/// A loopback port that is ours: no other process that asks for one here gets it while this value
+/// lives, be it listened on or not.
+#[derive(Debug)]
+pub struct Port {
+    number: u16,
+    /// A name that only one process can have; the system takes it back when that process is gone.
+    #[cfg(target_os = "linux")]
+    _claim: std::os::unix::net::UnixListener,
+}
+
+impl Port {
+    /// The number.
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Claims that port; `AddrInUse` if somebody has it.
+    pub fn claim(number: u16) -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        let claim = {
+            use std::os::linux::net::SocketAddrExt;
+            use std::os::unix::net::{SocketAddr, UnixListener};
+            let name = format!("sangam-port-{number}");
+            UnixListener::bind_addr(&SocketAddr::from_abstract_name(name)?)?
+        };
+        Ok(Self {
+            number,
+            #[cfg(target_os = "linux")]
+            _claim: claim,
+        })
+    }
+}
+
 /// A loopback port nobody listens on, from below the range that outgoing connections take, so that
 /// it is still free when a server comes back to it.
-pub fn free_port() -> io::Result<u16> {
+pub fn free_port() -> io::Result<Port> {
     for _ in 0..200 {
-        let port = rand::random_range(20_000..32_000);
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let Ok(port) = Port::claim(rand::random_range(20_000..32_000)) else {
+            continue;
+        };
+        if std::net::TcpListener::bind(("127.0.0.1", port.number)).is_ok() {
             return Ok(port);
         }
     }
     Err(io::Error::other("no free loopback port"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_given_away_once_though_nobody_listens_on_it_yet() {
+        let port = free_port().unwrap();
+        let number = port.number();
+        if cfg!(target_os = "linux") {
+            let taken = Port::claim(number).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        }
+        drop(port);
+        Port::claim(number).unwrap();
+    }
 }

@@ -145,8 +145,7 @@ async fn carry_out(stage: &mut Stage, wish: &Value) -> Result<Value, String> {
         }
         "status" => return stage.office.status().await,
         "second" => {
-            let port = sangam::process::free_port().map_err(|e| e.to_string())?;
-            let settings = settings(world, "attic").label("attic").port(port);
+            let settings = settings(world, "attic").label("attic");
             let attic = world.start_with(settings).await;
             return Ok(json!(address(stage.attic.insert(attic))));
         }

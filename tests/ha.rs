@@ -24,7 +24,6 @@ fn settings(world: &World, name: &str) -> Settings {
     world
         .settings()
         .label(name)
-        .port(sangam::process::free_port().unwrap())
         .set("ha.enabled", "true")
         .set("ha.name", &format!("{name:?}"))
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::data::DATABASE;
-use crate::process::free_port;
+use crate::process::{Port, free_port};
 
 /// What a folder remembers from one demo to the next.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,18 +29,13 @@ pub(super) struct Memory {
 
 impl Memory {
     fn new() -> Result<Self> {
-        let mut ports: Vec<u16> = vec![];
-        while ports.len() < 4 {
-            let port = free_port()?;
-            if !ports.contains(&port) {
-                ports.push(port);
-            }
-        }
+        let ports = [free_port()?, free_port()?, free_port()?, free_port()?];
+        let [local_port, remote_port, link_port, api_port] = ports.each_ref().map(Port::number);
         Ok(Self {
-            local_port: ports[0],
-            remote_port: ports[1],
-            link_port: ports[2],
-            api_port: ports[3],
+            local_port,
+            remote_port,
+            link_port,
+            api_port,
             filled: false,
             tours: 0,
         })

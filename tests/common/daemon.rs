@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sangam::config;
-use sangam::process::{Child, free_port};
+use sangam::process::{Child, Port, free_port};
 use serde_json::Value;
 
 use super::api::{self, Answer};
@@ -28,14 +29,15 @@ pub struct Settings {
     keys: BTreeMap<String, BTreeMap<String, String>>,
     env: Vec<(String, String)>,
     token: Option<String>,
-    port: u16,
+    port: Arc<Port>,
     dir: PathBuf,
     label: String,
 }
 
 impl Settings {
     pub fn new(world: &World) -> Self {
-        let port = free_port().expect("a free port");
+        let port = Arc::new(free_port().expect("a free port"));
+        let listen = format!("\"127.0.0.1:{}\"", port.number());
         let dir = world.dir().to_path_buf();
         let quoted = |text: &str| format!("{text:?}");
         let path = |name: &str| quoted(dir.join(name).to_str().expect("UTF-8"));
@@ -62,7 +64,7 @@ impl Settings {
             .set("retry.max", "\"1s\"")
             .set("queue.min_free_disk", "\"1MiB\"")
             .set("control.file", &control)
-            .set("api.listen", &format!("\"127.0.0.1:{port}\""))
+            .set("api.listen", &listen)
             .set("log.level", "\"info,sangam=debug\"")
             .mutated()
     }
@@ -104,12 +106,6 @@ impl Settings {
         self.set("api.token", &format!("{token:?}"))
     }
 
-    /// Listens on another port, where a test has several daemons.
-    pub fn port(mut self, port: u16) -> Self {
-        self.port = port;
-        self.set("api.listen", &format!("\"127.0.0.1:{port}\""))
-    }
-
     /// Names configuration, state and log files, where a test has several daemons.
     pub fn label(mut self, label: &str) -> Self {
         self.label = label.into();
@@ -121,7 +117,7 @@ impl Settings {
 
     /// Where the API listens.
     pub fn api_port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The configuration file's text.
@@ -286,7 +282,7 @@ impl Daemon {
 
     async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Result<Answer, String> {
         let token = self.settings.token.as_deref();
-        api::request(self.settings.port, method, path, body, token)
+        api::request(self.settings.api_port(), method, path, body, token)
             .await
             .map_err(|error| format!("{error:#}"))
     }

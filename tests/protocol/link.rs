@@ -336,12 +336,7 @@ async fn a_second_daemon_on_the_same_state_is_refused_and_disturbs_nothing() {
     here.insert_one(doc! {"_id": 1}).await.unwrap();
     // The same state, but a configuration and a port of its own.
     let state = format!("{:?}", daemon.state_dir());
-    let port = sangam::process::free_port().unwrap();
-    let second = world
-        .settings()
-        .label("second")
-        .port(port)
-        .set("state_dir", &state);
+    let second = world.settings().label("second").set("state_dir", &state);
     refused(&world, second, &["state"]).await;
     here.insert_one(doc! {"_id": 2}).await.unwrap();
     converged_without_conflict(&world, &daemon).await;

@@ -7,7 +7,6 @@ use crate::common::kit::{
 use crate::common::{Daemon, Settings, World, wait_until};
 use mongodb::bson::{DateTime, Document, doc};
 use sangam::mongod::MongoServer;
-use sangam::process::free_port;
 
 const DAY: i64 = 86_400_000;
 
@@ -153,15 +152,13 @@ async fn r18_another_sites_old_work_is_seen_by_its_time_of_arrival() {
         .await
         .unwrap();
     let mut first_site = world.start_with(world.settings().label("first")).await;
-    let port = free_port().unwrap();
     let settings = unfollowed(world.settings().label("second"))
         .set("site", "\"second\"")
         .set("local.uri", &format!("{:?}", second.uri()))
         .set(
             "remote.uri",
             &format!("{:?}", world.servers().remote.direct_uri()),
-        )
-        .port(port);
+        );
     let second_site = world.start_with(settings).await;
     let (here, there) = both(&world, "c");
     let beyond = second

@@ -94,9 +94,12 @@ async fn what_is_wrong_is_told_with_cause_and_remedy_and_no_secret() {
         ..ServerOptions::default()
     };
     let alone = MongoServer::start_with(dir.path(), options).await.unwrap();
-    let nobody = sangam::process::free_port().unwrap();
-    let remote =
-        format!("\"mongodb://boss:s3cr3t-word@127.0.0.1:{nobody}/?directConnection=true\"");
+    let port = sangam::process::free_port().unwrap();
+    let nobody = port.number();
+    let remote = format!(
+        "\"mongodb://boss:s3cr3t-word@127.0.0.1:{}/?directConnection=true\"",
+        nobody
+    );
     let settings = world
         .settings()
         .set("local.uri", &format!("{:?}", alone.uri()))
