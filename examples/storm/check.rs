@@ -163,6 +163,26 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// What sort of promise it is.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Diverged { .. } => "diverged",
+            Self::Lost { .. } => "lost",
+            Self::Resurrected { .. } => "resurrected",
+            Self::LostField { .. } => "lost_field",
+            Self::Contested { .. } => "contested",
+            Self::Swaps { .. } => "swaps",
+            Self::FalseConflict { .. } => "false_conflict",
+            Self::Miscounted { .. } => "miscounted",
+            Self::WrongSet { .. } => "wrong_set",
+            Self::Stuck { .. } => "stuck",
+            Self::Unkept { .. } => "unkept",
+            Self::FalseChainConflict { .. } => "false_chain_conflict",
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)

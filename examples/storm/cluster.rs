@@ -10,7 +10,7 @@ use mongodb::options::ClientOptions;
 use sangam::mongod::{MongoServer, ServerOptions};
 
 /// A machine that has not come back by then won't.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What a cluster is made of.
 pub struct Shape {
@@ -86,7 +86,8 @@ impl Cluster {
         format!("mongodb://{}/?replicaSet={}", hosts.join(","), self.name)
     }
 
-    /// A client that doesn't wait for ever when there is no primary.
+    /// A client that doesn't wait for ever when there is no primary. It takes no primary of an
+    /// earlier election than it has seen: whoever puts a server back to a backup needs another one.
     pub async fn client(&self) -> Result<Client> {
         let uri = self.uri() + "&serverSelectionTimeoutMS=3000";
         Ok(Client::with_uri_str(uri).await?)

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sangam::client::Client;
 use sangam::command::Status;
 use sangam::config::{self, ApiConfig};
-use sangam::process::{Child, describe, free_port};
+use sangam::process::{Child, Port, describe, free_port};
 
 /// What differs between daemons.
 pub struct Setup {
@@ -42,6 +42,8 @@ pub struct Daemon {
     setup: Setup,
     child: Child,
     client: Client,
+    /// Where it listens.
+    port: Port,
     /// How it ended when nobody told it to.
     pub own_ends: Vec<String>,
     /// It was told to end.
@@ -53,23 +55,16 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it and returns at once.
     pub fn start(program: &Path, dir: &Path, setup: Setup) -> Result<Self> {
-        let listen = format!("127.0.0.1:{}", free_port()?);
-        let toml = toml(dir, &setup, &listen);
-        std::fs::write(dir.join(format!("{}.toml", setup.label())), toml)?;
+        let port = free_port()?;
+        let client = configure(dir, &setup, &port)?;
         let child = launch(program, dir, &setup)?;
-        let api = ApiConfig {
-            listen,
-            token: None,
-            tokens: Default::default(),
-            socket: None,
-            tls: None,
-        };
         Ok(Self {
             program: program.into(),
             dir: dir.into(),
             setup,
             child,
-            client: Client::new(&api),
+            client,
+            port,
             own_ends: vec![],
             told: false,
             peak_kib: 0,
@@ -139,22 +134,26 @@ impl Daemon {
     pub fn look_after(&mut self) -> Result<()> {
         self.note();
         if let Some(status) = self.child.exit_status()? {
-            if !self.told && !killed(status) && !self.found_no_room()? {
-                self.own_ends.push(describe(status));
+            if !self.told && !killed(status) {
+                self.judge_end(status)?;
             }
             self.respawn()?;
         }
         Ok(())
     }
 
-    /// Whether it ended since its state could not be opened on a full disk: it says so, with the
-    /// remedy, and there is nothing else that it could do.
-    fn found_no_room(&self) -> Result<bool> {
+    /// Whether it had a reason to end: it says so, with the remedy, and there was nothing else that it
+    /// could do. Its state can't be opened on a full disk, and a port may be taken.
+    fn judge_end(&mut self, status: ExitStatus) -> Result<()> {
         let log = std::fs::read_to_string(self.log())?;
-        let mut last = log.lines().rev();
-        Ok(last
-            .next()
-            .is_some_and(|line| line.starts_with("hint: free some space")))
+        let last = log.lines().next_back().unwrap_or_default();
+        if last.starts_with("hint: another program, perhaps another sangam, has this address") {
+            self.port = free_port()?;
+            self.client = configure(&self.dir, &self.setup, &self.port)?;
+        } else if !last.starts_with("hint: free some space") {
+            self.own_ends.push(describe(status));
+        }
+        Ok(())
     }
 
     fn note(&mut self) {
@@ -220,6 +219,20 @@ impl Daemon {
 /// By us, or by a failpoint of ours.
 fn killed(status: ExitStatus) -> bool {
     matches!(status.signal(), Some(6 | 9))
+}
+
+/// Writes the configuration; a client for where it says.
+fn configure(dir: &Path, setup: &Setup, port: &Port) -> Result<Client> {
+    let listen = format!("127.0.0.1:{}", port.number());
+    let toml = toml(dir, setup, &listen);
+    std::fs::write(dir.join(format!("{}.toml", setup.label())), toml)?;
+    Ok(Client::new(&ApiConfig {
+        listen,
+        token: None,
+        tokens: Default::default(),
+        socket: None,
+        tls: None,
+    }))
 }
 
 /// The binary with its configuration; arguments follow.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mongodb::bson::doc;
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use sangam::faultlink::{AfterLoss, FaultLink, Mode, Way};
 
 use super::cluster::{self, Clock, Cluster};
@@ -105,6 +105,11 @@ fn draw(rng: &mut StdRng, group: Group) -> Kind {
     Kind::Cut
 }
 
+/// Chance for one fault, so that leaving it out leaves the others as they are.
+fn of_its_own(rng: &mut StdRng) -> StdRng {
+    StdRng::seed_from_u64(rng.random())
+}
+
 async fn pause(rng: &mut StdRng, millis: std::ops::Range<u64>) {
     tokio::time::sleep(Duration::from_millis(rng.random_range(millis))).await;
 }
@@ -116,9 +121,10 @@ pub async fn break_links(plan: &Plan, links: &[FaultLink], deadline: Instant) ->
     while Instant::now() < deadline && !links.is_empty() {
         let link = &links[rng.random_range(0..links.len())];
         let kind = draw(&mut rng, Group::Link);
+        let mut own = of_its_own(&mut rng);
         if plan.has(kind) {
             *counts.entry(kind.name()).or_default() += 1;
-            break_link(&mut rng, kind, link).await;
+            break_link(&mut own, kind, link).await;
         }
         pause(&mut rng, 100..900).await;
     }
@@ -203,7 +209,8 @@ pub async fn break_processes(
     let mut counts = Counts::new();
     while Instant::now() < deadline {
         let kind = draw(&mut rng, Group::Process);
-        if plan.has(kind) && strike(&mut rng, kind, targets).await? {
+        let mut own = of_its_own(&mut rng);
+        if plan.has(kind) && strike(&mut own, kind, targets).await? {
             *counts.entry(kind.name()).or_default() += 1;
         }
         pause(&mut rng, 100..1200).await;

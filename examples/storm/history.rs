@@ -12,7 +12,7 @@ use sangam::faultlink::FaultLink;
 use tokio::task::JoinHandle;
 
 use super::check::{Conflict, Ledger, Observed, Problem, Side, check};
-use super::cluster::{Clock, Cluster, Shape};
+use super::cluster::{Clock, Cluster, PATIENCE, Shape};
 use super::daemon::{Daemon, Setup};
 use super::faults::{self, Counts, SmallDisk, Targets};
 use super::plan::{Plan, Profile};
@@ -29,10 +29,29 @@ const MOST_MEMORY_KIB: u64 = 200 << 10;
 const MOST_STATE: u64 = 32 << 20;
 const MOST_LOG: u64 = 16 << 20;
 
+/// Something that is wrong.
+#[derive(Debug)]
+pub struct Trouble {
+    /// Of what kind: a smaller history has to fail in the same way.
+    pub kind: &'static str,
+    pub text: String,
+}
+
+impl Trouble {
+    fn new(kind: &'static str, text: String) -> Self {
+        Self { kind, text }
+    }
+
+    /// Nothing could be judged. That is a failure of its own.
+    pub fn unjudged(error: &anyhow::Error) -> Self {
+        Self::new("unjudged", format!("{error:#}"))
+    }
+}
+
 /// What came of a history.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    pub problems: Vec<String>,
+    pub problems: Vec<Trouble>,
     pub writes: u64,
     pub faults: Counts,
     pub conflicts: usize,
@@ -57,7 +76,10 @@ pub async fn run(plan: &Plan, program: &Path, dir: &Path) -> Result<Outcome> {
     {
         problems = scene.restore(plan, &backup, &ledger, &mut outcome).await?;
     }
-    outcome.problems = problems.iter().map(ToString::to_string).collect();
+    outcome.problems = problems
+        .iter()
+        .map(|problem| Trouble::new(problem.kind(), problem.to_string()))
+        .collect();
     scene.bounds(&mut outcome)?;
     outcome.conflicts = scene.records().await?.len();
     if !outcome.problems.is_empty() {
@@ -128,12 +150,16 @@ impl Scene {
             let shape = shape(&format!("local{site}"), plan.local_nodes, data);
             locals.push(Cluster::start(dir, &shape, &of_site).await?);
         }
-        let mut local_dbs = Vec::new();
-        for local in &locals {
-            local_dbs.push(local.client().await?.database("storm"));
-        }
-        let remote_db = remote.client().await?.database("storm");
-        let ledger = prepare(&local_dbs.iter().collect::<Vec<_>>(), &remote_db).await?;
+        let (local_dbs, remote_db) = databases(&locals, &remote).await?;
+        // A set just made may elect once more.
+        let deadline = Instant::now() + PATIENCE;
+        let ledger = loop {
+            match prepare(&local_dbs.iter().collect::<Vec<_>>(), &remote_db).await {
+                Ok(ledger) => break ledger,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        };
 
         let (mut links, mut daemons) = (Vec::new(), Vec::new());
         let mut state_disk = true;
@@ -260,6 +286,7 @@ impl Scene {
             links: &self.links,
         };
         let (ledger, counts) = backup.restore(plan, &mut stage, shared).await?;
+        (self.local_dbs, self.remote_db) = databases(&self.locals, &self.remote).await?;
         for (kind, count) in counts.into_iter().chain([("restore", 1)]) {
             *outcome.faults.entry(kind).or_default() += count;
         }
@@ -379,14 +406,16 @@ impl Scene {
             ] {
                 if is > most {
                     let line = format!("site {site}: {is} {what}, more than {most}");
-                    outcome.problems.push(line);
+                    outcome.problems.push(Trouble::new("bounds", line));
                 }
             }
             for end in daemon.own_ends.drain(..) {
-                outcome.problems.push(format!("site {site} ended: {end}"));
+                let line = format!("site {site} ended: {end}");
+                outcome.problems.push(Trouble::new("ended", line));
             }
             if std::fs::read_to_string(&log)?.contains("panicked at") {
-                outcome.problems.push(format!("site {site} panicked"));
+                let line = format!("site {site} panicked");
+                outcome.problems.push(Trouble::new("panicked", line));
             }
         }
         Ok(())
@@ -401,6 +430,15 @@ impl Scene {
         std::fs::write(dir.join("conflict_logs.txt"), text)?;
         Ok(())
     }
+}
+
+/// With clients made now, that go past the links.
+async fn databases(locals: &[Cluster], remote: &Cluster) -> Result<(Vec<Database>, Database)> {
+    let mut all = Vec::new();
+    for local in locals {
+        all.push(local.client().await?.database("storm"));
+    }
+    Ok((all, remote.client().await?.database("storm")))
 }
 
 /// Whether nothing waits but what a person has to decide.

@@ -17,6 +17,7 @@ mod cluster;
 mod daemon;
 mod faults;
 mod history;
+mod minimise;
 mod plan;
 mod restore;
 mod scene;
@@ -31,7 +32,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use faults::Counts;
-use history::Outcome;
+use history::{Outcome, Trouble};
 use plan::{Plan, Profile};
 
 /// Runs histories of faults against the real daemon and judges how they end.
@@ -110,12 +111,15 @@ async fn main() -> Result<ExitCode> {
         let chaos = Duration::from_secs(args.chaos);
         let plan = Plan::new(args.seed + n, profile, &without, chaos);
         let outcome = attempt(&plan, &program, &root).await?;
-        let failed = !outcome.problems.is_empty();
-        sum.add(&plan, outcome);
-        if failed && args.minimise > 0.0 {
+        report(&plan, &outcome, &folder(&plan, &root));
+        let smaller = if !outcome.problems.is_empty() && args.minimise > 0.0 {
             let limit = Duration::from_secs_f64(args.minimise * 60.0);
-            minimise(plan, &program, &root, limit).await?;
-        }
+            let judge = minimise::Judge::new(&program, &root, &outcome, limit);
+            Some(judge.minimise(&plan).await?)
+        } else {
+            None
+        };
+        sum.add(&plan, outcome, smaller);
     }
     sum.print(start.elapsed());
     Ok(if sum.failed.is_empty() {
@@ -142,22 +146,36 @@ fn left_out(args: &Args) -> Result<BTreeSet<String>> {
     Ok(without)
 }
 
-/// Runs one history and says how it went.
+/// Where a history has its things.
+fn folder(plan: &Plan, root: &Path) -> PathBuf {
+    root.join(plan.name().replace(' ', "-"))
+}
+
+/// Runs one history; its folder stays if it failed.
 async fn attempt(plan: &Plan, program: &Path, root: &Path) -> Result<Outcome> {
-    let dir = root.join(format!("{}-{:?}", plan.seed, plan.profile).to_lowercase());
+    let dir = folder(plan, root);
     if dir.exists() {
         std::fs::remove_dir_all(&dir).with_context(|| format!("removing {}", dir.display()))?;
     }
     std::fs::create_dir_all(&dir)?;
     let outcome = match Box::pin(history::run(plan, program, &dir)).await {
         Ok(outcome) => outcome,
-        // Nothing could be judged: that is a failure of its own, and the next history may go well.
         Err(error) => Outcome {
-            problems: vec![format!("{error:#}")],
+            problems: vec![Trouble::unjudged(&error)],
             ..Outcome::default()
         },
     };
-    let name = format!("{} {:?}", plan.seed, plan.profile).to_lowercase();
+    if outcome.problems.is_empty() {
+        std::fs::remove_dir_all(&dir)?;
+    } else {
+        drop_data(&dir)?;
+    }
+    Ok(outcome)
+}
+
+/// Says how it went.
+fn report(plan: &Plan, outcome: &Outcome, dir: &Path) {
+    let name = plan.name();
     println!(
         "storm: {name}: {} writes, {} conflicts, together after {:.1} s, {} MiB, {} problems, {:.0} s; {} stamp={} follow={} restored={:?} clocks={} {:?}",
         outcome.writes,
@@ -173,20 +191,13 @@ async fn attempt(plan: &Plan, program: &Path, root: &Path) -> Result<Outcome> {
         !plan.clocks.is_empty(),
         outcome.faults,
     );
-    if outcome.problems.is_empty() {
-        std::fs::remove_dir_all(&dir)?;
-        return Ok(outcome);
-    }
-    drop_data(&dir)?;
     for problem in &outcome.problems {
-        println!("storm: {name}: FAILED: {problem}");
+        println!("storm: {name}: FAILED: {}", problem.text);
     }
-    println!(
-        "storm: {name}: logs in {}; again: {}",
-        dir.display(),
-        plan.command()
-    );
-    Ok(outcome)
+    if !outcome.problems.is_empty() {
+        println!("storm: {name}: logs in {}", dir.display());
+        println!("storm: {name}: again: {}", plan.command());
+    }
 }
 
 /// Of a history that failed, logs and records are kept, not the servers' hundreds of megabytes.
@@ -200,30 +211,8 @@ fn drop_data(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Leaves out one part after another for as long as the history fails without it.
-async fn minimise(mut plan: Plan, program: &Path, root: &Path, limit: Duration) -> Result<()> {
-    let deadline = Instant::now() + limit;
-    let root = root.join("smaller");
-    for part in plan::parts() {
-        if Instant::now() >= deadline {
-            break;
-        }
-        if plan.without.contains(part) {
-            continue;
-        }
-        let mut without = plan.without.clone();
-        without.insert(part.into());
-        let smaller = Plan::new(plan.seed, plan.profile, &without, plan.chaos);
-        if !attempt(&smaller, program, &root).await?.problems.is_empty() {
-            plan = smaller;
-        }
-    }
-    println!("storm: the smallest found: {}", plan.command());
-    Ok(())
-}
-
 impl Summary {
-    fn add(&mut self, plan: &Plan, outcome: Outcome) {
+    fn add(&mut self, plan: &Plan, outcome: Outcome, smaller: Option<String>) {
         self.histories += 1;
         self.writes += outcome.writes;
         self.conflicts += outcome.conflicts;
@@ -235,6 +224,7 @@ impl Summary {
             self.convergence.push(outcome.convergence);
         } else {
             self.failed.push(plan.command());
+            self.failed.extend(smaller.map(|text| format!("  {text}")));
         }
     }
 
@@ -257,7 +247,11 @@ impl Summary {
         println!("storm: faults: {:?}", self.faults);
         match &self.failed[..] {
             [] => println!("storm: nothing failed"),
-            failed => println!("storm: {} FAILED:\n  {}", failed.len(), failed.join("\n  ")),
+            failed => println!(
+                "storm: {} FAILED:\n  {}",
+                self.histories as usize - self.convergence.len(),
+                failed.join("\n  ")
+            ),
         }
     }
 }

@@ -26,7 +26,14 @@ pub enum Profile {
 }
 
 /// Whatever is not a fault or a writer and can be left out to find the smallest history that fails.
-const EXTRAS: [&str; 5] = ["wrong_clocks", "hasty", "third_site", "pull", "restore"];
+const EXTRAS: [&str; 6] = [
+    "wrong_clocks",
+    "hasty",
+    "third_site",
+    "pull",
+    "restore",
+    "failpoints",
+];
 
 /// One history.
 #[derive(Clone, Debug)]
@@ -92,7 +99,8 @@ impl Plan {
         ];
         let armed = points.iter().filter(|_| rng.random_bool(0.5));
         let armed: Vec<String> = armed.map(|name| format!("{name}:0.003")).collect();
-        let follow = left("pull") || rng.random_bool(0.75);
+        // Drawn in any case: what is left out must not change the rest.
+        let follow = rng.random_bool(0.75) || left("pull");
         let back = rng.random_bool(0.4) && profile == Profile::Pair && !left("restore");
         let side = [Side::Local(0), Side::Remote][rng.random_range(0..2)];
         Self {
@@ -116,7 +124,10 @@ impl Plan {
             hasty: !left("hasty"),
             follow,
             restored: back.then_some(side),
-            failpoints: armed.join(","),
+            failpoints: match left("failpoints") {
+                true => String::new(),
+                false => armed.join(","),
+            },
             without: without.clone(),
         }
     }
@@ -131,6 +142,22 @@ impl Plan {
         !self.without.contains(kind.name())
     }
 
+    /// The same for so long, without these.
+    pub fn smaller(&self, without: &BTreeSet<String>, chaos: Duration) -> Self {
+        Self::new(self.seed, self.profile, without, chaos)
+    }
+
+    /// `7 pair`.
+    pub fn name(&self) -> String {
+        format!("{} {:?}", self.seed, self.profile).to_lowercase()
+    }
+
+    /// What there still is of [`parts`].
+    pub fn left(&self) -> Vec<&'static str> {
+        let all = parts().into_iter();
+        all.filter(|part| !self.without.contains(*part)).collect()
+    }
+
     /// The command that runs this again.
     pub fn command(&self) -> String {
         let profile = format!("{:?}", self.profile).to_lowercase();
@@ -139,12 +166,20 @@ impl Plan {
         } else {
             " --release"
         };
+        let mutation = std::env::var("SANGAM_MUTATION").unwrap_or_default();
+        let mutation = match &mutation[..] {
+            "" => String::new(),
+            mutation => format!("SANGAM_MUTATION={mutation} "),
+        };
         let mut line = format!(
-            "cargo run{release} --example storm -- --seed {} --profile {profile} --histories 1 --chaos {}",
+            "{mutation}cargo run{release} --example storm -- --seed {} --profile {profile} --histories 1 --chaos {}",
             self.seed,
             self.chaos.as_secs()
         );
-        if !self.without.is_empty() {
+        let left = self.left();
+        if self.without.len() > left.len() && !left.is_empty() {
+            line += &format!(" --only {}", left.join(","));
+        } else if !self.without.is_empty() {
             let names: Vec<&str> = self.without.iter().map(String::as_str).collect();
             line += &format!(" --without {}", names.join(","));
         }

@@ -46,6 +46,9 @@ pub async fn prepare(locals: &[&Database], remote: &Database) -> Result<Ledger> 
     let counted = doc! {"sum": 0_i64, "set": []};
     first.extend((0..COUNTED).map(|i| with_id(format!("N{i}"), counted.clone())));
     let c = locals[0].collection::<Document>("c");
+    // It may have got half-way before.
+    let emptied = c.delete_many(doc! {}).await;
+    emptied.context("room for the first documents")?;
     let inserted = c.insert_many(first).write_concern(WriteConcern::majority());
     inserted.await.context("the first documents")?;
     Ok(Ledger {

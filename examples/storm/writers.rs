@@ -63,6 +63,8 @@ pub struct Writer {
     c: Collection<Document>,
     /// Acknowledged by the primary alone: a failover may take it back.
     one: Option<Collection<Document>>,
+    /// Of all its steps, and of the one at work: a step that is left out leaves the others as they are.
+    steps: StdRng,
     rng: StdRng,
     /// What it put into sets.
     items: BTreeSet<i64>,
@@ -77,6 +79,7 @@ impl Writer {
             c: collection(&client, database, WriteConcern::majority()),
             one: None,
             client,
+            steps: StdRng::seed_from_u64(0),
             rng: StdRng::seed_from_u64(0),
             items: BTreeSet::new(),
             shared,
@@ -89,7 +92,7 @@ impl Writer {
             Side::Local(site) => u64::from(site) << 8,
             Side::Remote => 1,
         };
-        self.rng = StdRng::seed_from_u64(seed ^ side << 32 ^ (self.index as u64 + 1) << 40);
+        self.steps = StdRng::seed_from_u64(seed ^ side << 32 ^ (self.index as u64 + 1) << 40);
         self
     }
 
@@ -104,6 +107,7 @@ impl Writer {
     pub async fn run(mut self) -> u64 {
         let mut done = 0;
         while !self.shared.stop.load(Ordering::Relaxed) {
+            self.rng = StdRng::seed_from_u64(self.steps.random());
             // An error means that the server was killed: what it means for the ledger is settled
             // where it happened, and life goes on.
             done += u64::from(self.step().await.unwrap_or(false));

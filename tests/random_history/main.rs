@@ -10,6 +10,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[allow(dead_code, reason = "the storm uses the rest")]
 #[path = "../../examples/storm/check.rs"]
 mod check;
 mod faults;
