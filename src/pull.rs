@@ -21,6 +21,7 @@ use crate::settle::store_failed;
 use crate::shared::{Settings, Shared};
 use crate::side::LONG;
 use crate::store::queue::{self, Change};
+use crate::store::{self, walks};
 
 /// Commits may become visible this much later than their timestamp, clocks and long transactions allowed for.
 const OVERLAP_MS: i64 = 60_000;
@@ -96,16 +97,8 @@ async fn pull_collection(
     let mark = format!("pull:{ns}");
     // The server's clock as of now; measured by the probe, which runs at least once an interval.
     let now = Utc::now().timestamp_millis() + shared.offset(Side::Remote);
-    let last: Option<i64> = shared.store.get_meta(&mark).await.map_err(store_failed)?;
-    let last = match last {
-        Some(last) => last,
-        // Everything before the last comparison began was seen by it.
-        None => shared
-            .store
-            .get_meta("compared_from")
-            .await
-            .map_err(store_failed)?
-            .unwrap_or(0),
+    let Some((last, compared)) = last(shared, db, &mark).await? else {
+        return Ok(());
     };
     let from = last - OVERLAP_MS;
     let fields = &settings.config.fields;
@@ -125,7 +118,7 @@ async fn pull_collection(
         w.open("sort").i32(field, 1).i32("_id", 1).close();
         queue_found(shared, db, ns, w).await?;
     }
-    if sweep {
+    if sweep && compared {
         let mut w = Writer::new();
         w.str("find", coll)
             .open("filter")
@@ -140,6 +133,22 @@ async fn pull_collection(
         .set_meta(&mark, now)
         .await
         .map_err(store_failed)
+}
+
+/// When the last pull of a collection was, in the server's time; before the first one, when the
+/// comparison began that has seen all that was there before. And whether that comparison is over.
+/// `None`: it is still to begin, and every document fetched now would only be read twice.
+async fn last(shared: &Shared, db: &str, mark: &str) -> Result<Option<(i64, bool)>, Failure> {
+    let (db, mark) = (db.to_owned(), mark.to_owned());
+    let asked = shared.store.call(move |c| {
+        let compared: Option<i64> = store::get_meta(c, "compared_from")?;
+        let last = match store::get_meta(c, &mark)?.or(compared) {
+            Some(last) => Some(last),
+            None => walks::began(c, &db)?,
+        };
+        Ok(last.map(|last| (last, compared.is_some())))
+    });
+    asked.await.map_err(store_failed)
 }
 
 async fn queue_found(

@@ -255,6 +255,7 @@ async fn compare_all(shared: &Arc<Shared>, asked: &[(String, String)]) -> Result
         let mut compared = Vec::new();
         let first = asked.iter().any(|(_, why)| why == FIRST_SYNC);
         *lock(&shared.progress) = Some(Meter::new(if first { "first_sync" } else { "reconcile" }));
+        shared.failpoints.stall("comparing").await;
         crate::schema::before_data(shared).await?;
         for (db, why) in asked {
             tracing::info!(db, why, "comparing both databases");

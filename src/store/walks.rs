@@ -54,6 +54,13 @@ pub fn begin(c: &Connection, db: &str, why: &str, now: i64) -> rusqlite::Result<
     Ok(now)
 }
 
+/// When the comparison of a database began that is under way, ms since 1970.
+pub fn began(c: &Connection, db: &str) -> rusqlite::Result<Option<i64>> {
+    let now: Option<String> = super::get_meta(c, &name(db))?;
+    let began = now.as_deref().and_then(|text| text.split_once(' '));
+    Ok(began.and_then(|(began, _)| began.parse().ok()))
+}
+
 /// Whether the comparison that began then for that reason was not forgotten meanwhile.
 pub fn is_valid(c: &Connection, db: &str, why: &str, began: i64) -> rusqlite::Result<bool> {
     let now: Option<String> = super::get_meta(c, &name(db))?;

@@ -4,7 +4,8 @@ use crate::common::kit::{
     both, content, converged_without_conflict, dealt_with, set, wait_content, wait_doc,
     wait_reconciled,
 };
-use crate::common::{Daemon, Settings, World, wait_until};
+use crate::common::{Daemon, SOON, Settings, World, wait_until};
+use mongodb::Client;
 use mongodb::bson::{DateTime, Document, doc};
 use sangam::mongod::MongoServer;
 
@@ -29,6 +30,55 @@ async fn pulling(test: &str) -> (World, Daemon) {
     world.wait_converged(&daemon).await;
     dealt_with(&daemon).await;
     (world, daemon)
+}
+
+#[tokio::test]
+async fn r18_nothing_is_fetched_that_the_first_comparison_is_about_to_read() {
+    // GIVEN two equal databases, and a daemon that is held up before it compares them
+    let world = World::new("before_first").await;
+    let dir = tempfile::tempdir().unwrap();
+    let server = MongoServer::start(dir.path(), None, "rs_asked")
+        .await
+        .unwrap();
+    let remote = Client::with_uri_str(server.direct_uri()).await.unwrap();
+    let remote = remote.database(world.local.name());
+    let (here, there) = (
+        world.local.collection::<Document>("c"),
+        remote.collection("c"),
+    );
+    for c in [&here, &there] {
+        let docs = (0..50).map(|i| doc! {"_id": i, "updatedAt": ago(2)});
+        c.insert_many(docs).await.unwrap();
+    }
+    let by_date = doc! {"$exists": true};
+    let finds = doc! {"command.find": "c", "command.filter.updatedAt": by_date};
+    let profile = doc! {"profile": 2, "filter": &finds};
+    remote.run_command(profile).await.unwrap();
+    let gate = world.dir().join("gate");
+    std::fs::write(&gate, b"").unwrap();
+    let settings = unfollowed(world.settings())
+        .set("remote.uri", &format!("{:?}", server.direct_uri()))
+        .env("SANGAM_STALL", &format!("comparing:{}", gate.display()));
+    let _daemon = world.start_with(settings).await;
+    // WHEN it has looked for changes a few times
+    wait_until(SOON, "it looked for changes", async || {
+        let status = remote.run_command(doc! {"serverStatus": 1}).await.unwrap();
+        let commands = status
+            .get_document("metrics")
+            .unwrap()
+            .get_document("commands");
+        let lists = commands.unwrap().get_document("listCollections").unwrap();
+        let n = lists.get_i64("total").unwrap();
+        (n > 10).then_some(()).ok_or_else(|| format!("{n} times"))
+    })
+    .await;
+    // THEN no document was read that will be read again
+    let found = remote.collection::<Document>("system.profile");
+    assert_eq!(found.count_documents(finds).await.unwrap(), 0);
+    // AND what changes from then on arrives
+    std::fs::remove_file(&gate).unwrap();
+    set(&there, 7, doc! {"v": 1, "updatedAt": ago(0)}).await;
+    wait_doc(&here, 7, "pulled", |d| d.get_i32("v").is_ok_and(|v| v == 1)).await;
 }
 
 #[tokio::test]
