@@ -1,7 +1,7 @@
 //! The walk: one collection on both sides, range by range of `_id`, and where they differ.
 //!
 //! This is what reconcile, the first sync and verify have in common. It only reads, keeps no state
-//! and knows no base: a caller cuts a collection into ranges ([`Place::bound`]), compares each
+//! and knows no base: a caller cuts a collection into ranges ([`Place::bounds`], [`Place::bound`]), compares each
 //! ([`Place::exact`] or [`Place::cheap`], several at once if it likes) and is sent what was
 //! [`Found`] through a channel, up to a thousand documents at a time; a slow receiver slows the walk.
 //!
@@ -16,6 +16,7 @@
 //! from two moments: a difference may be a change that is just on its way, so look again before
 //! believing it (the worker does, with base; verify has to wait for the queues).
 
+mod bounds;
 mod exact;
 mod hash;
 
@@ -117,6 +118,8 @@ pub struct Place {
     ns: u32,
     sync_fields: Vec<String>,
     size: Size,
+    /// Documents of each side: local, remote.
+    counts: [u64; 2],
 }
 
 /// How large a collection is, as its metadata have it: estimates.
@@ -144,6 +147,7 @@ impl Place {
             ns,
             sync_fields: settings.sync_fields.clone(),
             size: Size::default(),
+            counts: [0; 2],
         };
         let (local, remote) =
             tokio::join!(place.size_on(&place.local), place.size_on(&place.remote));
@@ -153,6 +157,7 @@ impl Place {
             documents: local.documents.max(remote.documents),
             average: local.average.max(remote.average).max(1),
         };
+        place.counts = [local.documents, remote.documents];
         if place.size.documents > 0 {
             let average = usize::try_from(place.size.average).unwrap_or(usize::MAX);
             lock(&shared.sizes).entry(ns).or_insert(average);
@@ -225,54 +230,6 @@ impl Place {
     pub fn cheap_range(&self) -> u64 {
         let by_bytes = (128 * ANSWER / self.size.average.max(1)).max(16);
         (self.size.documents / 32).clamp(4000, 50_000).min(by_bytes)
-    }
-
-    /// Where a range that begins at `from` ends if neither side shall have more than `documents` in
-    /// it; `None`: they have no more than that up to `to`. One question to each side.
-    pub async fn bound(
-        &self,
-        from: Option<&Id>,
-        to: Option<&Id>,
-        documents: u64,
-    ) -> Result<Option<Id>, Failure> {
-        let within = Range {
-            from: from.cloned(),
-            to: to.cloned(),
-        };
-        let (local, remote) = tokio::join!(
-            self.nth(&self.local, &within, documents),
-            self.nth(&self.remote, &within, documents)
-        );
-        let (here, there) = match (local?, remote?) {
-            (Some(here), Some(there)) => (here, there),
-            (here, there) => return Ok(here.or(there)),
-        };
-        if here == there {
-            return Ok(Some(here));
-        }
-        // Which comes first is the server's to say.
-        let before = Range {
-            from: from.cloned(),
-            to: Some(there.clone()),
-        };
-        let sooner = self.nth(&self.local, &before, documents).await?;
-        Ok(Some(sooner.unwrap_or(there)))
-    }
-
-    /// The `_id` behind the first `n` of a range; `None` where there are no more.
-    async fn nth(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        range: &Range,
-        n: u64,
-    ) -> Result<Option<Id>, Failure> {
-        let mut w = self.find(range);
-        w.open("projection").i32("_id", 1).close();
-        w.value("skip", 0x12, &n.to_le_bytes()).i32("limit", 1);
-        let mut found = None;
-        let asked = endpoint.query(&self.db, w.command(), |d| found = Id::of(d.as_bytes()));
-        asked.await?;
-        Ok(found)
     }
 
     /// A `find` of a range, majority committed, in the order of the `_id` index.

@@ -1,5 +1,6 @@
 //! Cutting a collection into ranges.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::decide::Side;
@@ -23,6 +24,8 @@ pub(super) struct Cutter {
     at: Option<Id>,
     wrapped: bool,
     ended: bool,
+    /// Where the next ranges end, as a sample has it; `None`: not asked yet.
+    ready: Option<VecDeque<Id>>,
 }
 
 impl Cutter {
@@ -44,6 +47,7 @@ impl Cutter {
             next: 0,
             wrapped: false,
             ended: false,
+            ready: None,
         };
         if let Some(last) = before.last() {
             cutter.next = last.n + 1;
@@ -69,6 +73,8 @@ impl Cutter {
         let whole = self.at.is_none() && limit.is_none() && self.place.size().documents < documents;
         let to = if whole {
             None
+        } else if let Some(bound) = self.sampled(documents).await? {
+            Some(bound)
         } else {
             let bound = self
                 .place
@@ -97,6 +103,24 @@ impl Cutter {
             .await
             .map_err(store_failed)?;
         Ok(Some(part))
+    }
+
+    /// Where the next range ends, where a sample was to say: of all ranges alike, from first to last.
+    async fn sampled(&mut self, documents: u64) -> Result<Option<Id>, Failure> {
+        let ready = match &mut self.ready {
+            Some(ready) => ready,
+            None => {
+                let alike = self.start.is_none() && matches!(self.exact, 0 | u64::MAX);
+                let mut bounds = None;
+                if alike {
+                    let asked = self.place.bounds(self.at.as_ref(), documents).await;
+                    self.shared.note(Side::Remote, &asked);
+                    bounds = asked?;
+                }
+                self.ready.insert(bounds.unwrap_or_default().into())
+            }
+        };
+        Ok(ready.pop_front())
     }
 
     fn advance(&mut self, to: Option<Id>) {

@@ -161,8 +161,8 @@ async fn r13_a_collection_that_is_gone_is_held_though_no_stream_told() {
 #[tokio::test]
 async fn ids_of_every_type_mixed_over_several_ranges() {
     let world = World::new("mixed_ids").await;
-    let (here, there) = both(&world, "c");
-    // GIVEN documents of which every seventh is on one side only
+    // GIVEN collections that sort s9 before s10, enough of them for ranges to be cut by a sample, and
+    // some documents that are on one side only
     let ids = |i: i32| -> Vec<Bson> {
         vec![
             i.into(),
@@ -184,7 +184,13 @@ async fn ids_of_every_type_mixed_over_several_ranges() {
             .into(),
         ]
     };
-    let mut all: Vec<Bson> = (0..400).flat_map(ids).collect();
+    for db in [&world.local, &world.remote] {
+        let collation = doc! {"locale": "en", "numericOrdering": true};
+        let create = doc! {"create": "c", "collation": collation};
+        db.run_command(create).await.unwrap();
+    }
+    let (here, there) = both(&world, "c");
+    let mut all: Vec<Bson> = (0..600).flat_map(ids).collect();
     all.extend([
         Bson::MinKey,
         Bson::MaxKey,
@@ -193,7 +199,7 @@ async fn ids_of_every_type_mixed_over_several_ranges() {
         false.into(),
     ]);
     let part = |leave: usize| {
-        let some = all.iter().enumerate().filter(move |(i, _)| i % 7 != leave);
+        let some = all.iter().enumerate().filter(move |(i, _)| i % 70 != leave);
         some.map(|(i, id)| doc! {"_id": id.clone(), "i": i as i64})
             .collect::<Vec<_>>()
     };

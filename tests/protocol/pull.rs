@@ -57,6 +57,7 @@ async fn r18_nothing_is_fetched_that_the_first_comparison_is_about_to_read() {
     let gate = world.dir().join("gate");
     std::fs::write(&gate, b"").unwrap();
     let settings = unfollowed(world.settings())
+        .set("pull.interval", "\"200ms\"")
         .set("remote.uri", &format!("{:?}", server.direct_uri()))
         .env("SANGAM_STALL", &format!("comparing:{}", gate.display()));
     let _daemon = world.start_with(settings).await;
