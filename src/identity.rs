@@ -130,9 +130,10 @@ pub async fn check_oplog(
             .await?;
         Ok::<_, Failure>(found)
     };
-    let (Ok(oldest), Ok(next)) = (
-        first(doc! {}).await,
+    // In this order: what the oplog still holds after the look, it held at the look.
+    let (Ok(next), Ok(oldest)) = (
         first(doc! {"ts": {"$gte": time}}).await,
+        first(doc! {}).await,
     ) else {
         return Ok(false);
     };

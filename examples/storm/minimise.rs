@@ -126,10 +126,11 @@ impl<'a> Judge<'a> {
         let start = Instant::now();
         let fails = self.fails(plan, TRIES).await?.is_some();
         println!(
-            "storm: {}: {} s, {} parts: {} ({:.0} s)",
+            "storm: {}: {} s, {} part{}: {} ({:.0} s)",
             plan.name(),
             plan.chaos.as_secs(),
             plan.left().len(),
+            if plan.left().len() == 1 { "" } else { "s" },
             if fails { "fails" } else { "does not fail" },
             start.elapsed().as_secs_f64(),
         );

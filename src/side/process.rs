@@ -25,12 +25,15 @@ use crate::shared::{Shared, lock};
 /// How often it is looked whether a process is new.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Most processes remembered of one address: a small Atlas tier has several behind one.
+const MOST: usize = 64;
+
 /// The processes of one side.
 #[derive(Debug, Default)]
 pub(super) struct Processes {
-    /// By the server's address.
-    known: Mutex<HashMap<String, ObjectId>>,
-    /// How often a process was another one than before, and how many of these were seen to.
+    /// By the server's address, oldest first.
+    known: Mutex<HashMap<String, Vec<ObjectId>>>,
+    /// How often a process was a new one, and how many of these were seen to.
     changed: AtomicU64,
     settled: AtomicU64,
 }
@@ -42,9 +45,17 @@ impl Processes {
         let Ok(process) = version.and_then(|v| v.get_object_id("processId")) else {
             return;
         };
-        let before = lock(&self.known).insert(address.to_owned(), process);
-        if before.is_some_and(|before| before != process) {
+        let mut known = lock(&self.known);
+        let known = known.entry(address.to_owned()).or_default();
+        if known.contains(&process) {
+            return;
+        }
+        if !known.is_empty() {
             self.changed.fetch_add(1, Ordering::SeqCst);
+        }
+        known.push(process);
+        if known.len() > MOST {
+            known.remove(0);
         }
     }
 
@@ -118,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_another_process_at_a_known_address_is_a_change() {
+    fn only_a_new_process_at_a_known_address_is_a_change() {
         let processes = Processes::default();
         let reply = |id| doc! {"topologyVersion": {"processId": id, "counter": 1_i64}};
         let (one, two) = (ObjectId::new(), ObjectId::new());
@@ -127,8 +138,9 @@ mod tests {
         processes.met("a", &reply(one));
         processes.met("a", &doc! {});
         assert_eq!(processes.unsettled(), None);
-        processes.met("a", &reply(two));
-        processes.met("a", &reply(two));
+        for process in [two, one, two] {
+            processes.met("a", &reply(process));
+        }
         assert_eq!(processes.unsettled(), Some(1));
     }
 }
