@@ -25,10 +25,9 @@ use crate::store::claim::{self, Claim};
 use crate::store::queue;
 use heads::{Batch, Heads, Limits};
 
-/// Most batches in flight; enough to hide a round trip of 100 ms, with what a batch does before and
-/// after it, at full batches. One of a better rank
+/// Most batches in flight; enough to hide a round trip of 100 ms at full batches. One of a better rank
 /// than all of them goes beside them: it must not wait for what a slow link takes minutes to carry.
-const BATCHES: usize = 10;
+const BATCHES: usize = 6;
 
 /// How often rows that were put off are looked for.
 const TICK: Duration = Duration::from_millis(250);

@@ -12,7 +12,7 @@ use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
 
 /// Most bytes of documents that one side contributes to a batch.
-const BYTES: usize = 4 << 20;
+const BYTES: usize = 8 << 20;
 
 /// Reads what has to be known. Both sides at once, a collection after the other.
 pub(super) async fn read(
