@@ -372,8 +372,8 @@ async fn write_all(
         let endpoint = shared.endpoint(side)?;
         let writes: Vec<_> = group.iter().map(|p| (&p.write, &p.form)).collect();
         let stamp = shared.stamp_for(settings, side);
-        let created = group.iter().filter(|p| p.form == Form::Insert);
-        shared.echoes.sent(side, created.map(|p| &p.write.key));
+        let writes_of = group.iter().map(|p| (&p.write, &p.form));
+        shared.echoes.sent(side, writes_of);
         let outcome = guard::write(
             &endpoint,
             (&ns.db, &ns.coll),

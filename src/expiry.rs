@@ -16,6 +16,7 @@ use crate::raw::{self, ARRAY, DOCUMENT};
 use crate::schema::{Ttl, Volatile};
 use crate::shared::Shared;
 use crate::store::base;
+use crate::store::intents;
 use crate::store::queue::{self, Change};
 
 /// BSON type byte of a date.
@@ -107,7 +108,7 @@ pub(crate) fn without_expired(
     let mut expired = HashSet::new();
     for (at, volatile, when) in gone {
         let key = &changes[*at].key;
-        let waits = queue::get_row(c, side, key)?.is_some() || base::get_intent(c, key)?.is_some();
+        let waits = queue::get_row(c, side, key)?.is_some() || intents::is_open(c, key)?;
         if deleted(c, (side, key), volatile, *when)? && !waits {
             expired.insert(key.clone());
         }

@@ -18,8 +18,8 @@ use crate::key::{Id, Key};
 use crate::lease::{AT_WORK, legacy};
 use crate::raw::{self, Writer, index_name};
 use crate::side::{Endpoint, MAX_TIME};
-use statement::{delete_statement, fields_stage, query, whole_stages};
-pub(crate) use statement::{refusal, timely};
+use statement::{delete_statement, fields_stage, whole_stages};
+pub(crate) use statement::{query, refusal, timely};
 
 /// Most bytes of statements in one command.
 const COMMAND_BYTES: usize = 4 << 20;

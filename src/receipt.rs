@@ -169,7 +169,10 @@ async fn remove_old(shared: &Shared, endpoint: &Arc<Endpoint>, db: &str) -> Resu
 }
 
 fn old_lanes(c: &Connection, side: Side, epoch: i64) -> rusqlite::Result<Vec<ObjectId>> {
-    let used: HashSet<ObjectId> = store::base::receipts(c)?.iter().map(|r| r.lane).collect();
+    let used: HashSet<ObjectId> = store::intents::receipts(c)?
+        .iter()
+        .map(|r| r.lane)
+        .collect();
     let prefix = name(side, "");
     let mut rows = c.prepare("SELECT k FROM meta WHERE k LIKE ? || '%' AND v < ?")?;
     let names = rows.query_map((&prefix, epoch), |r| r.get::<_, String>(0))?;
@@ -212,7 +215,7 @@ mod tests {
     use crate::key::{Id, Key};
     use crate::rules::FieldRule;
     use crate::store::Store;
-    use crate::store::base::{Intent, put_intent};
+    use crate::store::intents::{self, Intent};
 
     fn write(expect: Option<bson::Document>, new: Option<bson::Document>) -> Write {
         let raw = doc! {"_id": 1}.to_vec().unwrap();
@@ -269,7 +272,7 @@ mod tests {
                     number: 3,
                 }),
             };
-            put_intent(c, &write(None, None).key, &intent)?;
+            intents::put(c, &write(None, None).key, &intent)?;
             old_lanes(c, Side::Remote, 2)
         });
         assert_eq!(old.await.unwrap(), [left]);

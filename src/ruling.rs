@@ -21,7 +21,8 @@ use crate::key::{Id, Key};
 use crate::resolution::Step;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
-use crate::store::base::{self, Intent};
+use crate::store::base;
+use crate::store::intents::{self, Intent};
 use crate::store::queue::{self, Change};
 use crate::store::{StoreError, records};
 use kept::{all, forget, get, put};
@@ -202,7 +203,7 @@ async fn carry_on(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<Ending, F
             .store
             .call(move |c| {
                 put(c, &kept)?;
-                base::put_intent(c, &key, &intent)
+                intents::put(c, &key, &intent)
             })
             .await
             .map_err(store_failed)?;
@@ -289,7 +290,7 @@ async fn step_done(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<(), Fail
         .store
         .call(move |c| {
             base::put(c, &step.key, step.base_after.as_deref())?;
-            base::drop_intent(c, &step.key)?;
+            intents::forget(c, &step.key)?;
             put(c, &kept)
         })
         .await
@@ -348,7 +349,7 @@ fn finish(c: &Connection, ruling: &Ruling) -> rusqlite::Result<()> {
 
 fn give_up(c: &Connection, ruling: &Ruling, look: bool) -> rusqlite::Result<()> {
     if let Some(step) = ruling.steps.get(ruling.at) {
-        base::drop_intent(c, &step.key)?;
+        intents::forget(c, &step.key)?;
     }
     forget(c, ruling)?;
     if look {

@@ -9,13 +9,15 @@ use crate::batch::{self, Item, Planned, State};
 use crate::config::Policy;
 use crate::conflicts::{self, Found};
 use crate::decide::{Kind, Side};
+use crate::echo;
 use crate::failure::{Class, Failure};
-use crate::guard::{Form, Verdict};
+use crate::guard::Verdict;
 use crate::key::Key;
 use crate::metrics::Retried;
 use crate::retry::delay_of_attempt;
 use crate::shared::{Settings, Shared, lock};
-use crate::store::base::{self, Intent};
+use crate::store::base;
+use crate::store::intents::{self, Intent, Kept};
 use crate::store::queue::{self, Change, Row, Work};
 use crate::store::records;
 
@@ -81,18 +83,13 @@ pub(crate) async fn commit(
         .call(move |c| {
             let mut new_conflicts = Vec::new();
             let any_open = records::any_open(c)?;
+            agreed(c, &settlements, no_seq)?;
             for settlement in &settlements {
                 match settlement {
                     Settlement::Agreed {
-                        work,
-                        base,
-                        close,
-                        stamp,
+                        work, close, stamp, ..
                     } => {
-                        if let Some(content) = base {
-                            base::put(c, &work.key, content.as_deref())?;
-                        }
-                        if !*close && records::open_conflict(c, &work.key)?.is_some() {
+                        if any_open && !*close && records::open_conflict(c, &work.key)?.is_some() {
                             // Only a look at both sides can tell that the conflict is over.
                             let change = Change {
                                 key: work.key.clone(),
@@ -101,7 +98,6 @@ pub(crate) async fn commit(
                             };
                             queue::enqueue(c, Side::Remote, &[change], now)?;
                         }
-                        remove_rows(c, work, no_seq)?;
                         if *close && any_open {
                             conflicts::close_if_open(c, &work.key)?;
                         }
@@ -119,13 +115,13 @@ pub(crate) async fn commit(
                         if left.is_some() {
                             base::mark_left(c, &work.key, *left)?;
                         }
-                        base::drop_intent(c, &work.key)?;
+                        intents::forget(c, &work.key)?;
                         conflicts::overruled(c, &work.key)?;
                         // Nobody knows which events of it are still owed, nor whether the stamp was lost.
                         records::put_stamp(c, &work.key, &work.id)?;
                     }
                     Settlement::NotLanded { key, now } => {
-                        base::drop_intent(c, key)?;
+                        intents::forget(c, key)?;
                         conflicts::perhaps_overruled(c, key, now.as_deref())?;
                     }
                     Settlement::Deferred { work, wait } => {
@@ -152,6 +148,24 @@ pub(crate) async fn commit(
     Ok(())
 }
 
+/// Where both sides are equal, base follows, and the rows leave.
+fn agreed(
+    c: &rusqlite::Connection,
+    settlements: &[Settlement],
+    no_seq: bool,
+) -> rusqlite::Result<()> {
+    let agreed = settlements.iter().filter_map(|s| match s {
+        Settlement::Agreed { work, base, .. } => Some((work, base)),
+        _ => None,
+    });
+    for (work, base) in agreed.clone() {
+        if let Some(content) = base {
+            base::put(c, &work.key, content.as_deref())?;
+        }
+    }
+    remove_rows(c, agreed.map(|(work, _)| work), no_seq)
+}
+
 fn count_conflicts(shared: &Shared, found: Vec<(String, Kind)>) {
     for (collection, kind) in found {
         shared.runs.conflict(&collection);
@@ -159,31 +173,38 @@ fn count_conflicts(shared: &Shared, found: Vec<(String, Kind)>) {
     }
 }
 
-fn remove_rows(c: &rusqlite::Connection, work: &Work, no_seq: bool) -> rusqlite::Result<()> {
-    if no_seq {
-        // The mutation `clear_noseq`: a key made dirty again in flight is forgotten.
-        for table in ["outbox", "inbox"] {
-            c.execute(
-                &format!("DELETE FROM {table} WHERE key = ?"),
-                [work.key.as_bytes()],
-            )?;
+fn remove_rows<'a>(
+    c: &rusqlite::Connection,
+    works: impl Iterator<Item = &'a Work>,
+    no_seq: bool,
+) -> rusqlite::Result<()> {
+    let (mut outbox, mut inbox) = (Vec::new(), Vec::new());
+    for work in works {
+        if no_seq {
+            // The mutation `clear_noseq`: a key made dirty again in flight is forgotten.
+            for table in ["outbox", "inbox"] {
+                c.execute(
+                    &format!("DELETE FROM {table} WHERE key = ?"),
+                    [work.key.as_bytes()],
+                )?;
+            }
+            continue;
         }
-        return Ok(());
+        outbox.extend(work.outbox.as_ref().map(|row| (&work.key, row.seq)));
+        inbox.extend(work.inbox.as_ref().map(|row| (&work.key, row.seq)));
     }
-    for (side, row) in [(Side::Local, &work.outbox), (Side::Remote, &work.inbox)] {
-        if let Some(row) = row {
-            queue::remove(c, side, &work.key, row.seq)?;
-        }
-    }
-    Ok(())
+    queue::remove_all(c, Side::Local, &outbox)?;
+    queue::remove_all(c, Side::Remote, &inbox)
 }
 
 /// What a write of a batch may leave behind: its intent, and the record of the clash it settles.
 struct Ahead {
     key: Key,
-    intent: Intent,
+    intent: Kept,
     /// The record, and the digest of what the write replaces.
     overruled: Option<(Vec<u8>, Option<[u8; 32]>)>,
+    /// The mutation `base_first`: what base becomes.
+    base_first: Option<Option<Vec<u8>>>,
 }
 
 /// Stores the intents of a batch before its first write (R3), and the records of the clashes that
@@ -201,7 +222,10 @@ pub(crate) async fn put_intents(
     let ahead: Vec<Ahead> = planned
         .map(|p| Ahead {
             key: p.write.key.clone(),
-            intent: p.intent(epoch, updated_at),
+            intent: p
+                .intent(epoch, updated_at)
+                .kept(items[p.item].work.base.as_deref()),
+            base_first: base_first.then(|| p.base_after.clone()),
             overruled: p.clash.as_ref().map(|clash| {
                 let item = &items[p.item];
                 let strategy = policy_name(settings.policy(&item.ns.coll), clash.kind);
@@ -215,21 +239,19 @@ pub(crate) async fn put_intents(
         .store
         .call(move |c| {
             let stale = records::any_overruled(c)?;
-            for Ahead {
-                key,
-                intent,
-                overruled,
-            } in &ahead
-            {
-                if base_first {
-                    base::put(c, key, intent.base_after.as_deref())?;
+            if !no_intent {
+                let rows: Vec<_> = ahead.iter().map(|a| (&a.key, &a.intent)).collect();
+                intents::put_all(c, &rows)?;
+            }
+            for a in &ahead {
+                if let Some(after) = &a.base_first {
+                    base::put(c, &a.key, after.as_deref())?;
                 }
-                if !no_intent {
-                    base::put_intent(c, key, intent)?;
-                }
-                match overruled {
-                    Some((record, gone)) => records::put_overruled(c, key, record, gone.as_ref())?,
-                    None if stale => drop(records::take_overruled(c, key)?),
+                match &a.overruled {
+                    Some((record, gone)) => {
+                        records::put_overruled(c, &a.key, record, gone.as_ref())?;
+                    }
+                    None if stale => drop(records::take_overruled(c, &a.key)?),
                     None => {}
                 }
             }
@@ -348,7 +370,7 @@ pub(crate) async fn verdicts(
                 }
             }
         };
-        let missed = planned.form == Form::Insert
+        let missed = echo::is_known(&planned.form)
             && shared
                 .echoes
                 .settled(planned.side, &planned.write.key, verdict == Verdict::Done);
@@ -371,6 +393,7 @@ pub(crate) async fn verdicts(
             let mut rows = Vec::with_capacity(settled.len());
             let mut conflicts = Vec::new();
             let any_open = records::any_open(c)?;
+            done(c, &settled, stamping, no_seq)?;
             for s in &settled {
                 rows.push(None);
                 let key = &s.planned.write.key;
@@ -380,7 +403,6 @@ pub(crate) async fn verdicts(
                 }
                 match &s.verdict {
                     Verdict::Done => {
-                        done(c, s, stamping, no_seq)?;
                         if s.planned.last && any_open {
                             conflicts::close_if_open(c, key)?;
                         }
@@ -394,7 +416,7 @@ pub(crate) async fn verdicts(
                     }
                     Verdict::Modified => not_done(c, key)?,
                     // It may yet be done, in a transaction; its record waits for that.
-                    Verdict::Duplicate(_) => base::drop_intent(c, key)?,
+                    Verdict::Duplicate(_) => intents::forget(c, key)?,
                     Verdict::Rejected { message, .. } => {
                         not_done(c, key)?;
                         conflicts.extend(refuse(c, s, message, max_retries, &retry)?);
@@ -429,26 +451,31 @@ pub(crate) async fn verdicts(
 
 /// The server said that it did not write.
 fn not_done(c: &rusqlite::Connection, key: &Key) -> rusqlite::Result<()> {
-    base::drop_intent(c, key)?;
+    intents::forget(c, key)?;
     records::take_overruled(c, key).map(drop)
 }
 
+/// What was written is base now, and leaves the queues.
 fn done(
     c: &rusqlite::Connection,
-    s: &Settled,
+    settled: &[Settled],
     stamping: bool,
     no_seq: bool,
 ) -> rusqlite::Result<()> {
-    let p = &s.planned;
-    let key = &p.write.key;
-    base::put_encoded(c, key, s.base.as_deref())?;
-    base::drop_intent(c, key)?;
-    conflicts::overruled(c, key)?;
-    if p.last {
-        remove_rows(c, &s.work, no_seq)?;
-        if stamping && p.side == Side::Remote {
-            records::put_stamp(c, key, &s.work.id)?;
-        }
+    let done = || settled.iter().filter(|s| s.verdict == Verdict::Done);
+    let bases = done().filter_map(|s| Some((&s.planned.write.key, s.base.as_deref()?)));
+    base::put_all_encoded(c, &bases.collect::<Vec<_>>())?;
+    for s in done().filter(|s| s.base.is_none()) {
+        base::put_encoded(c, &s.planned.write.key, None)?;
+    }
+    intents::forget_all(c, &done().map(|s| &s.planned.write.key).collect::<Vec<_>>())?;
+    if records::any_overruled(c)? {
+        done().try_for_each(|s| conflicts::overruled(c, &s.planned.write.key))?;
+    }
+    let last = || done().filter(|s| s.planned.last);
+    remove_rows(c, last().map(|s| &s.work), no_seq)?;
+    for s in last().filter(|s| stamping && s.planned.side == Side::Remote) {
+        records::put_stamp(c, &s.planned.write.key, &s.work.id)?;
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ use crate::receipt::{self, Receipts};
 use crate::runs::Runs;
 use crate::side::{AMBIGUOUS_FOR, Endpoint};
 use crate::store::Store;
-use crate::store::base::Intent;
+use crate::store::intents::Intent;
 use crate::touched::Touched;
 use crate::watermark::Watermark;
 

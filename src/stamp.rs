@@ -232,11 +232,7 @@ async fn write(
             continue;
         }
         w.open(index_name(stamped.len()));
-        w.open("q")
-            .open("_id")
-            .value("$eq", d.id.kind, &d.id.value)
-            .close()
-            .close();
+        guard::query(&mut w, &d.id);
         w.open_array("u")
             .open("0")
             .open("$replaceWith")

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use self::event::{Event, parse, pipeline};
 use crate::decide::Side;
+use crate::echo::News;
 use crate::expiry;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
 use crate::key::Key;
@@ -388,7 +389,13 @@ async fn commit(
                     }
                 };
                 let key = Key::new(ns, &id);
-                if !(created && shared.echoes.arrived(side, &key)) {
+                let news = match hint.as_deref() {
+                    _ if created => News::Inserted,
+                    Some([b'u', description @ ..]) => News::Updated(description),
+                    _ => News::Other,
+                };
+                let sync_fields = &settings.sync_fields;
+                if !shared.echoes.arrived(side, &key, news, sync_fields) {
                     let gone = hint.as_deref() == Some(b"d");
                     if let Some(volatile) = shared
                         .schema

@@ -24,7 +24,8 @@ use crate::receipt;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::side::Endpoint;
-use crate::store::base::{self, Intent};
+use crate::store::base;
+use crate::store::intents::{self, Intent};
 use crate::store::queue::{self, Work};
 use crate::store::records;
 
@@ -318,7 +319,7 @@ impl Knot<'_> {
                 queue::get_row(c, Side::Local, &k)?,
                 queue::get_row(c, Side::Remote, &k)?,
             );
-            Ok((base::get(c, &k)?, rows, base::get_intent(c, &k)?.is_some()))
+            Ok((base::get(c, &k)?, rows, intents::is_open(c, &k)?))
         });
         let (base, (outbox, inbox), undecided) = stored.await.map_err(store_failed)?;
         if undecided {
@@ -438,7 +439,7 @@ impl Knot<'_> {
             .store
             .call(move |c| {
                 kept.iter()
-                    .try_for_each(|(key, intent)| base::put_intent(c, key, intent))
+                    .try_for_each(|(key, intent)| intents::put(c, key, intent))
             })
             .await
             .map_err(store_failed)?;
@@ -486,7 +487,7 @@ impl Knot<'_> {
                 };
                 self.shared
                     .store
-                    .call(move |c| forget.iter().try_for_each(|key| base::drop_intent(c, key)))
+                    .call(move |c| forget.iter().try_for_each(|key| intents::forget(c, key)))
                     .await
                     .map_err(store_failed)?;
                 tracing::debug!(documents = forget_count, what = verdict_name, "untying");
@@ -500,7 +501,7 @@ fn written(c: &rusqlite::Connection, chain: &[Member], stamping: bool) -> rusqli
     for m in chain {
         let key = &m.write.key;
         base::put(c, key, m.write.new.as_deref())?;
-        base::drop_intent(c, key)?;
+        intents::forget(c, key)?;
         conflicts::overruled(c, key)?;
         for (side, row) in [(Side::Local, &m.work.outbox), (Side::Remote, &m.work.inbox)] {
             if let Some(row) = row {

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::bare::{self, BATCH};
 use crate::common::{Daemon, World, wait_until};
 use crate::drain::first_sync;
-use crate::meter::log_level;
+use crate::meter::{self, log_level};
 use crate::table::{Rate, Table, Target};
 
 const LONG: Duration = Duration::from_secs(600);
@@ -88,6 +88,12 @@ pub(crate) async fn edits(table: &mut Table, scale: f64) {
     })
     .await;
     let before = sets(&other, "c", count, "before").await;
+    let cpu = || {
+        let servers = world.servers();
+        let pids = [&servers.local, &servers.remote].map(|s| s.pid().expect("it runs"));
+        [daemon.pid(), pids[0], pids[1]].map(|pid| meter::cpu(pid).as_secs_f64())
+    };
+    let idle = cpu();
     world.link.set(Mode::Pass);
     let began = Instant::now();
     settled(&daemon).await;
@@ -95,7 +101,20 @@ pub(crate) async fn edits(table: &mut Table, scale: f64) {
         documents: count as u64,
         took: began.elapsed(),
     };
+    let busy = cpu();
     let after = sets(&other, "c", count, "after").await;
+    let bare = cpu();
+    let each = |now: f64, then: f64| (now - then) * 1e6 / count as f64;
+    table.note(
+        format!("{count} edits: CPU of daemon, local, remote; of remote for the bare ones"),
+        format!(
+            "{:.0}, {:.0}, {:.0}; {:.0} µs a document",
+            each(busy[0], idle[0]),
+            each(busy[1], idle[1]),
+            each(busy[2], idle[2]),
+            each(bare[2], busy[2])
+        ),
+    );
     table.ratio(
         format!("{count} edits of one field in 2 KB, against bare `$set` batches"),
         ours,

@@ -10,7 +10,7 @@ use crate::decide::Side;
 use crate::expiry;
 use crate::settle::Settlement;
 use crate::shared::{Settings, Shared};
-use crate::store::base::{Intent, digest};
+use crate::store::intents::{Intent, digest};
 
 impl Planned {
     /// The intent of this write. `updatedAt` does not tell whether it landed: whoever edits another

@@ -137,8 +137,7 @@ async fn together(
     }
     let by_ns: Vec<Vec<Planned>> = by_ns.into_values().collect();
     let all = || by_ns.iter().flatten();
-    let created = all().filter(|p| p.form == Form::Insert);
-    shared.echoes.sent(side, created.map(|p| &p.write.key));
+    shared.echoes.sent(side, all().map(|p| (&p.write, &p.form)));
     let writes: Vec<_> = by_ns
         .iter()
         .map(|group| {

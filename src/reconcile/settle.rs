@@ -12,7 +12,7 @@ use crate::key::{Id, Key};
 use crate::settle::store_failed;
 use crate::shared::{Shared, lock};
 use crate::store::queue::{self, Change};
-use crate::store::{Packer, base, walks};
+use crate::store::{Packer, base, intents, walks};
 use crate::touched::Watch;
 use crate::walk::{Difference, Found, Seen};
 
@@ -263,7 +263,7 @@ impl Intake<'_> {
     fn untouched(&self, key: &Key) -> rusqlite::Result<bool> {
         Ok(
             (self.at_rest || !lock(&self.shared.busy).contains(key) && !self.watch.saw(key))
-                && (self.idle || !self.is_queued(key)? && base::get_intent(self.c, key)?.is_none()),
+                && (self.idle || !self.is_queued(key)? && !intents::is_open(self.c, key)?),
         )
     }
 }

@@ -1,13 +1,12 @@
-//! Base and intents: what both sides agreed on, and writes that may have happened.
+//! Base: what both sides agreed on.
 
-use std::sync::LazyLock;
-
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::dictionaries::{self, Dictionaries, Packer};
+use super::together::Together;
 use crate::decide::Side;
 use crate::key::Key;
-use crate::receipt::Receipt;
 
 /// Below this a body is kept plain: zstd's frame would eat the gain.
 const PLAIN_BELOW: usize = 96;
@@ -18,8 +17,6 @@ const PLAIN_BELOW_DICTIONARY: usize = 40;
 const PLAIN: u8 = 0;
 /// A content kept compressed.
 const ZSTD: u8 = 1;
-/// Only the digest of a content.
-const DIGEST: u8 = 2;
 
 /// Of a document in base that a side let go of by itself (R15): added to the marker.
 const LEFT_LOCAL: u8 = 0x10;
@@ -29,13 +26,16 @@ const LEFT_REMOTE: u8 = 0x20;
 /// 16 MiB is the server's limit for a document; its own bodies may exceed it by 16 KiB.
 const LARGEST: u64 = 17 << 20;
 
-/// Rows in one statement: each statement costs as much as three rows.
-const TOGETHER: usize = 50;
+const ADD: Together = Together {
+    head: "INSERT OR IGNORE INTO base(key, body) VALUES ",
+    row: "(?, ?)",
+    tail: "",
+};
 
-const ADD_ONE: &str = "INSERT OR IGNORE INTO base(key, body) VALUES(?, ?)";
-
-static ADD_TOGETHER: LazyLock<String> =
-    LazyLock::new(|| format!("{ADD_ONE}{}", ", (?, ?)".repeat(TOGETHER - 1)));
+const PUT: Together = Together {
+    head: "INSERT OR REPLACE INTO base(key, body) VALUES ",
+    ..ADD
+};
 
 /// A content of a collection as the store keeps it: marker, checksum, bytes (zstd unless it is small).
 /// For the store's own thread.
@@ -69,7 +69,7 @@ impl Packer<'_> {
 }
 
 /// The same without compression, for what is gone again in a moment.
-fn encode_plain(content: &[u8]) -> Vec<u8> {
+pub(super) fn encode_plain(content: &[u8]) -> Vec<u8> {
     stored(PLAIN, content, content)
 }
 
@@ -101,108 +101,6 @@ pub fn decode(stored: &[u8]) -> Option<Vec<u8>> {
 /// Tells contents apart without keeping them.
 pub fn digest(content: &[u8]) -> [u8; 32] {
     *blake3::hash(content).as_bytes()
-}
-
-/// A write that was about to be sent (R3).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Intent {
-    /// Where it was written.
-    pub side: Side,
-    /// The content written; `None` is a deletion, unless there is a `digest`.
-    pub new: Option<Vec<u8>>,
-    /// Of a create, the digest is enough: if it happened, the document there is the content, and
-    /// base becomes it.
-    pub digest: Option<[u8; 32]>,
-    /// What base becomes if it happened.
-    pub base_after: Option<Vec<u8>>,
-    /// Names of the fields it set or removed, when it was sent by field; NUL-separated.
-    pub fields: Option<Vec<Vec<u8>>>,
-    /// Run of the daemon that sent it.
-    pub epoch: i64,
-    /// What its transaction leaves behind where it happened; with it nothing is guessed.
-    pub receipt: Option<Receipt>,
-}
-
-fn side_number(side: Side) -> i64 {
-    match side {
-        Side::Local => 0,
-        Side::Remote => 1,
-    }
-}
-
-/// Stores an intent, replacing one that was decided.
-pub fn put_intent(c: &Connection, key: &Key, intent: &Intent) -> rusqlite::Result<()> {
-    let after_is_new = intent.base_after == intent.new;
-    let new = match &intent.digest {
-        Some(digest) => Some([[DIGEST].as_slice(), digest].concat()),
-        None => intent.new.as_deref().map(encode_plain),
-    };
-    let fields = intent.fields.as_ref().map(|f| f.join(&0));
-    c.prepare_cached(
-        "INSERT OR REPLACE INTO intents(key, side, new, base_after, after_is_new, fields, epoch, receipt) VALUES(?,?,?,?,?,?,?,?)",
-    )?
-    .execute(params![
-        key.as_bytes(),
-        side_number(intent.side),
-        new,
-        if after_is_new { None } else { intent.base_after.as_deref().map(encode_plain) },
-        after_is_new,
-        fields,
-        intent.epoch,
-        intent.receipt.map(Receipt::to_bytes)
-    ])?;
-    Ok(())
-}
-
-/// The undecided intent of a key.
-pub fn get_intent(c: &Connection, key: &Key) -> rusqlite::Result<Option<Intent>> {
-    c.prepare_cached(
-        "SELECT side, new, base_after, after_is_new, fields, epoch, receipt FROM intents WHERE key = ?",
-    )?
-    .query_row([key.as_bytes()], |r| {
-        let body = |i: usize| -> rusqlite::Result<Option<Vec<u8>>> {
-            Ok(r.get_ref(i)?.as_blob_or_null()?.and_then(decode))
-        };
-        let digest = match r.get_ref(1)?.as_blob_or_null()? {
-            Some([DIGEST, digest @ ..]) => digest.try_into().ok(),
-            _ => None,
-        };
-        let new = body(1)?;
-        let base_after = if r.get(3)? { new.clone() } else { body(2)? };
-        let fields: Option<Vec<u8>> = r.get(4)?;
-        Ok(Intent {
-            side: if r.get::<_, i64>(0)? == 0 {
-                Side::Local
-            } else {
-                Side::Remote
-            },
-            new,
-            digest,
-            base_after,
-            fields: fields.map(|f| f.split(|b| *b == 0).map(<[u8]>::to_vec).collect()),
-            epoch: r.get(5)?,
-            receipt: r.get_ref(6)?.as_blob_or_null()?.and_then(Receipt::of_bytes),
-        })
-    })
-    .optional()
-}
-
-/// The receipts of all undecided intents.
-pub fn receipts(c: &Connection) -> rusqlite::Result<Vec<Receipt>> {
-    let mut rows = c.prepare("SELECT receipt FROM intents WHERE receipt IS NOT NULL")?;
-    let found = rows.query_map([], |r| Ok(Receipt::of_bytes(r.get_ref(0)?.as_blob()?)))?;
-    Ok(found
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .flatten()
-        .collect())
-}
-
-/// Forgets the intent of a key: it was decided.
-pub fn drop_intent(c: &Connection, key: &Key) -> rusqlite::Result<()> {
-    c.prepare_cached("DELETE FROM intents WHERE key = ?")?
-        .execute([key.as_bytes()])?;
-    Ok(())
 }
 
 /// The base content of a key. A damaged row reads as no base.
@@ -271,18 +169,7 @@ pub fn hash(content: &[u8]) -> u64 {
 
 /// Sets base where there is none; whether there was none for any of them.
 pub fn add_encoded(c: &Connection, rows: &[(&Key, &[u8])]) -> rusqlite::Result<bool> {
-    let together = rows.chunks_exact(TOGETHER);
-    let singly = together.remainder().chunks(1).map(|one| (ADD_ONE, one));
-    let together = together.map(|some| (ADD_TOGETHER.as_str(), some));
-    let mut added = 0;
-    for (sql, some) in together.chain(singly) {
-        let mut statement = c.prepare_cached(sql)?;
-        for (i, (key, encoded)) in some.iter().enumerate() {
-            statement.raw_bind_parameter(2 * i + 1, key.as_bytes())?;
-            statement.raw_bind_parameter(2 * i + 2, encoded)?;
-        }
-        added += statement.raw_execute()?;
-    }
+    let added = ADD.run(c, rows, row)?;
     Ok(added == rows.len())
 }
 
@@ -303,6 +190,15 @@ pub fn put_encoded(c: &Connection, key: &Key, encoded: Option<&[u8]>) -> rusqlit
             .execute([key.as_bytes()])?,
     };
     Ok(())
+}
+
+/// The same for many keys.
+pub fn put_all_encoded(c: &Connection, rows: &[(&Key, &[u8])]) -> rusqlite::Result<()> {
+    PUT.run(c, rows, row).map(drop)
+}
+
+fn row<'a>((key, encoded): &'a (&Key, &[u8])) -> [ValueRef<'a>; 2] {
+    [ValueRef::Blob(key.as_bytes()), ValueRef::Blob(encoded)]
 }
 
 /// Keys and contents of a namespace in the order of their bytes, behind `after` (empty: from the

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::lanes::{COLUMNS, Found, Lanes, found};
+use super::lanes::{Found, Lanes, columns, found};
 use super::queue::{Work, get_row, is_echo, table};
-use super::{base, transactions};
+use super::{base, intents, transactions};
 use crate::decide::Side;
 use crate::key::Key;
 
@@ -61,7 +61,7 @@ fn fill(
     // Rows passed over cost little, but a claim must end: the thread serves others too.
     let mut budget = 20_000_usize;
     let grouped = what.limit > 0 && transactions::any(c)?;
-    let mut lanes = Lanes::new(what.of, &what.only, at);
+    let mut lanes = Lanes::new(what.of, &what.only, at, what.limit);
     while let Some(first) = lanes.next(c)? {
         if budget == 0 || what.limit > 0 && works.len() >= what.limit {
             return Ok(Some(at));
@@ -98,6 +98,8 @@ fn take(
         id,
         row,
         hint,
+        intent,
+        other,
         ..
     } = found;
     if busy.contains(&key) || what.never.contains(&key.ns()) {
@@ -109,8 +111,14 @@ fn take(
         return Ok(None);
     }
     let (content, left) = base::get_marked(c, &key)?;
-    let intent = base::get_intent(c, &key)?;
-    let other = get_row(c, what.of.other(), &key)?;
+    let intent = match intent {
+        true => intents::get(c, &key)?,
+        false => None,
+    };
+    let other = match other {
+        true => get_row(c, what.of.other(), &key)?,
+        false => None,
+    };
     if let Some(hint) = &hint
         && intent.is_none()
         && other.is_none()
@@ -164,7 +172,8 @@ fn together(
     }
     let mut ready = vec![];
     let mut row = c.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM {} WHERE held IS NULL AND key = ?",
+        "SELECT {} FROM {} WHERE held IS NULL AND key = ?",
+        columns(what.of),
         table(what.of)
     ))?;
     for key in members.iter().filter(|key| **key != first.key) {

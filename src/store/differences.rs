@@ -167,7 +167,7 @@ pub fn standing(c: &Connection, key: &Key) -> rusqlite::Result<Standing> {
             _ => {}
         }
     }
-    if found == Standing::Idle && super::base::get_intent(c, key)?.is_some() {
+    if found == Standing::Idle && super::intents::is_open(c, key)? {
         found = Standing::Queued;
     }
     Ok(found)

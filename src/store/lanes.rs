@@ -18,9 +18,21 @@ pub(super) struct Found {
     pub(super) row: Row,
     pub(super) hint: Option<Vec<u8>>,
     pub(super) due: i64,
+    /// Whether a write of the document is undecided.
+    pub(super) intent: bool,
+    /// Whether the other queue has the document, too.
+    pub(super) other: bool,
 }
 
-pub(super) const COLUMNS: &str = "pos, key, id, seq, hint, attempts, at, next_at";
+/// What [`found`] takes of a queue.
+pub(super) fn columns(of: Side) -> String {
+    let (queue, other) = (table(of), table(of.other()));
+    format!(
+        "pos, key, id, seq, hint, attempts, at, next_at, \
+         EXISTS(SELECT 1 FROM intents WHERE intents.key = {queue}.key), \
+         EXISTS(SELECT 1 FROM {other} WHERE {other}.key = {queue}.key)"
+    )
+}
 
 pub(super) fn found(r: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
     Ok(Found {
@@ -34,6 +46,8 @@ pub(super) fn found(r: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
         },
         hint: r.get(4)?,
         due: r.get(7)?,
+        intent: r.get(8)?,
+        other: r.get(9)?,
     })
 }
 
@@ -124,7 +138,8 @@ fn listed(of: Side, r: &rusqlite::Row<'_>) -> rusqlite::Result<Listed> {
     ))
 }
 
-/// Rows read at first and at most at once; reading ahead of many collections is for nothing as a rule.
+/// Rows read at first and at most at once; of one among many collections few are read, since most of what
+/// is read ahead is for nothing then.
 const CHUNK: std::ops::RangeInclusive<usize> = 32..=1024;
 
 /// Rows of all collections, or of one.
@@ -151,7 +166,8 @@ impl Lane {
             None => "",
         };
         let mut rows = c.prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM {} WHERE held IS NULL {one} AND pos > ?1 ORDER BY pos LIMIT ?2",
+            "SELECT {} FROM {} WHERE held IS NULL {one} AND pos > ?1 ORDER BY pos LIMIT ?2",
+            columns(of),
             table(of)
         ))?;
         let most = i64::try_from(self.chunk).unwrap_or(i64::MAX);
@@ -178,12 +194,15 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    /// Behind a position; `only` empty: all collections.
-    pub(super) fn new(of: Side, only: &[u32], after: i64) -> Self {
+    /// Behind a position, when so many rows are wanted; `only` empty: all collections.
+    pub(super) fn new(of: Side, only: &[u32], after: i64, wanted: usize) -> Self {
         let lane = |ns| Lane {
             ns,
             after,
-            chunk: *CHUNK.start(),
+            chunk: match only.len() {
+                0 | 1 => wanted.clamp(*CHUNK.start(), *CHUNK.end()),
+                _ => *CHUNK.start(),
+            },
             ahead: VecDeque::new(),
             ended: false,
         };

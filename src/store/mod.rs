@@ -14,11 +14,13 @@ pub mod claim;
 pub mod definitions;
 mod dictionaries;
 pub mod differences;
+pub mod intents;
 pub mod lanes;
 mod migrations;
 pub mod queue;
 pub mod records;
 mod schema;
+mod together;
 pub mod transactions;
 pub mod walks;
 
@@ -116,7 +118,8 @@ fn is_corrupt(e: &rusqlite::Error) -> bool {
 }
 
 type Finish = Box<dyn FnOnce(Result<(), rusqlite::Error>) + Send>;
-type Job = Box<dyn FnOnce(&Connection) -> Finish + Send>;
+/// Work in a transaction that is `fresh` or has done something before; whether it failed, and how it ends.
+type Job = Box<dyn FnOnce(&Connection, bool) -> (bool, Finish) + Send>;
 
 /// Handle to the store; cheap to clone.
 #[derive(Clone)]
@@ -226,15 +229,20 @@ impl Store {
         F: FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |conn| {
-            let outcome = in_savepoint(conn, work);
-            Box::new(move |committed| {
+        let job: Job = Box::new(move |conn, fresh| {
+            let outcome = match fresh {
+                true => work(conn),
+                false => in_savepoint(conn, work),
+            };
+            let failed = outcome.is_err();
+            let finish: Finish = Box::new(move |committed| {
                 // The receiver is gone only if its task was cancelled; then nobody wants the answer.
                 let _ = reply.send(match committed {
                     Ok(()) => outcome,
                     Err(e) => Err(e),
                 });
-            })
+            });
+            (failed, finish)
         });
         self.jobs.send(job).map_err(|_| StoreError::Closed)?;
         let outcome = answer.await.map_err(|_| StoreError::Closed)?;
@@ -351,10 +359,18 @@ fn serve(conn: Connection, jobs: &mpsc::Receiver<Job>) {
         let mut finishes: Vec<Finish> = Vec::new();
         let began = conn.execute_batch("BEGIN IMMEDIATE");
         if began.is_ok() {
-            finishes.push(first(&conn));
+            // What comes first needs no savepoint, which costs a copy of every page that is touched.
+            let (failed, finish) = first(&conn, true);
+            if failed {
+                // It may have been rolled back by itself. The caller is told what failed, not this.
+                let _ = conn.execute_batch("ROLLBACK");
+                finish(Ok(()));
+                continue;
+            }
+            finishes.push(finish);
             while finishes.len() < GROUP {
                 match jobs.try_recv() {
-                    Ok(job) => finishes.push(job(&conn)),
+                    Ok(job) => finishes.push(job(&conn, false).1),
                     Err(_) => break,
                 }
             }

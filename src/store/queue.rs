@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::base::Intent;
+use super::intents::Intent;
+use super::together::Together;
 use crate::decide::Side;
 use crate::key::{Id, Key};
 use crate::raw;
@@ -124,22 +126,41 @@ pub fn enqueue(c: &Connection, of: Side, changes: &[Change], at: i64) -> rusqlit
     let last: i64 = c
         .prepare_cached("UPDATE meta SET v = v + ? WHERE k = 'seq' RETURNING v")?
         .query_row([count], |r| r.get(0))?;
-    let mut insert = c.prepare_cached(&format!(
-        "INSERT INTO {}(key, id, seq, hint, at) VALUES(?,?,?,?,?) ON CONFLICT(key) DO UPDATE SET
-         seq = excluded.seq, hint = CASE WHEN excluded.hint IN (x'64', x'44') THEN x'44' END, held = NULL, reason = NULL, attempts = 0, next_at = 0",
-        table(of)
-    ))?;
-    for (seq, change) in (last - count + 1..).zip(changes) {
-        insert.execute(params![
-            change.key.as_bytes(),
-            change.id.to_bytes(),
-            seq,
-            change.hint,
-            at
-        ])?;
-    }
+    let rows: Vec<_> = (last - count + 1..)
+        .zip(changes)
+        .map(|(seq, change)| (change, change.id.to_bytes(), seq))
+        .collect();
+    ADD[of as usize].run(c, &rows, |(change, id, seq)| {
+        [
+            ValueRef::Blob(change.key.as_bytes()),
+            ValueRef::Blob(id),
+            ValueRef::Integer(*seq),
+            change
+                .hint
+                .as_deref()
+                .map_or(ValueRef::Null, ValueRef::Blob),
+            ValueRef::Integer(at),
+        ]
+    })?;
     Ok(())
 }
+
+const ADD_LOCAL: Together = Together {
+    head: "INSERT INTO outbox(key, id, seq, hint, at) VALUES ",
+    row: "(?,?,?,?,?)",
+    tail: " ON CONFLICT(key) DO UPDATE SET seq = excluded.seq, \
+           hint = CASE WHEN excluded.hint IN (x'64', x'44') THEN x'44' END, \
+           held = NULL, reason = NULL, attempts = 0, next_at = 0",
+};
+
+/// By side of the change.
+const ADD: [Together; 2] = [
+    ADD_LOCAL,
+    Together {
+        head: "INSERT INTO inbox(key, id, seq, hint, at) VALUES ",
+        ..ADD_LOCAL
+    },
+];
 
 /// Whether an event only tells what base says already: an echo of our own write, as a rule.
 ///
@@ -262,13 +283,32 @@ pub fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<R
 
 /// Takes a row out if it is still the one that was claimed (R2).
 pub fn remove(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<()> {
-    c.prepare_cached(&format!(
-        "DELETE FROM {} WHERE key = ? AND seq = ?",
-        table(of)
-    ))?
-    .execute(params![key.as_bytes(), seq])?;
-    Ok(())
+    remove_all(c, of, &[(key, seq)])
 }
+
+/// The same for many rows.
+pub fn remove_all(c: &Connection, of: Side, rows: &[(&Key, i64)]) -> rusqlite::Result<()> {
+    REMOVE[of as usize]
+        .run(c, rows, |(key, seq)| {
+            [ValueRef::Blob(key.as_bytes()), ValueRef::Integer(*seq)]
+        })
+        .map(drop)
+}
+
+const REMOVE_LOCAL: Together = Together {
+    head: "DELETE FROM outbox WHERE (key, seq) IN (VALUES ",
+    row: "(?,?)",
+    tail: ")",
+};
+
+/// By side of the change.
+const REMOVE: [Together; 2] = [
+    REMOVE_LOCAL,
+    Together {
+        head: "DELETE FROM inbox WHERE (key, seq) IN (VALUES ",
+        ..REMOVE_LOCAL
+    },
+];
 
 /// Forgets what the event of a row said, so that it is looked at and not taken for an echo.
 pub fn forget_hint(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<()> {

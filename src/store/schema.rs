@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use super::StoreError;
 use super::migrations::{self, Step};
@@ -63,7 +64,8 @@ CREATE INDEX transactions_t ON transactions(t);
 -- body: a marker byte (0 plain, 1 zstd), 8 bytes xxh3 of the content, the content.
 CREATE TABLE base(key BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 -- A write that may have reached `side`. new NULL: a deletion. base_after NULL with after_is_new=1: same as new.
--- Of a create, new is the byte 2 and the BLAKE3 digest of the content. receipt: lane (12 bytes) and number.
+-- Of a create, new is the byte 2 and the digest of the content (xxh3, 16 bytes); of a change of some fields the
+-- byte 3, the digest, and the difference to base: {s: fields set, u: fields removed}. receipt: lane (12 bytes) and number.
 CREATE TABLE intents(key BLOB PRIMARY KEY, side INTEGER NOT NULL, new BLOB, base_after BLOB,
   after_is_new INTEGER NOT NULL, fields BLOB, epoch INTEGER NOT NULL, receipt BLOB) WITHOUT ROWID;
 -- Documents whose sync fields have to be brought up to date; gen counts the requests.
@@ -131,6 +133,8 @@ pub(super) fn open_with(path: &Path, steps: &[&Step<'_>]) -> Result<Connection, 
         "PRAGMA synchronous=FULL; PRAGMA temp_store=MEMORY; PRAGMA cache_size=-8000; PRAGMA wal_autocheckpoint=4000;",
     )?;
     conn.set_prepared_statement_cache_capacity(128);
+    // The values bound to a long list are no reason to plan its statement anew.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if format.is_some() {
         check(&mut conn, suspect_mark(path).exists())?;
     }

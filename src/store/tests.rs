@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use bson::doc;
 use bson::oid::ObjectId;
 
-use super::base::{self, Intent};
+use super::base;
 use super::claim::{Claim, claim};
+use super::intents::{self, Intent};
 use super::queue::{self, Change};
 use super::*;
 use crate::decide::Side;
@@ -218,7 +219,7 @@ async fn r3_intents_survive_a_restart() {
         Intent {
             side: Side::Remote,
             new: None,
-            digest: Some(base::digest(&body(1))),
+            digest: Some(intents::digest(&body(1))),
             base_after: None,
             fields: None,
             epoch: 1,
@@ -238,13 +239,13 @@ async fn r3_intents_survive_a_restart() {
         let store = reopen(dir.path());
         let i = intent.clone();
         store
-            .call(move |c| base::put_intent(c, &change(1, None).key, &i))
+            .call(move |c| intents::put(c, &change(1, None).key, &i))
             .await
             .unwrap();
         drop(store);
         let store = reopen(dir.path());
         let read = store
-            .call(|c| base::get_intent(c, &change(1, None).key))
+            .call(|c| intents::get(c, &change(1, None).key))
             .await
             .unwrap();
         assert_eq!(read, Some(intent));
@@ -255,15 +256,34 @@ async fn r3_intents_survive_a_restart() {
 async fn a_failed_call_changes_nothing_and_harms_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
-    let bad = store.call(|c| {
-        set_meta(c, "x", 1)?;
-        c.execute("INSERT INTO no_such_table VALUES(1)", [])
-    });
-    let good = store.set_meta("y", 2);
-    let (bad, good) = tokio::join!(bad, good);
-    assert!(bad.is_err() && good.is_ok());
-    assert_eq!(store.get_meta::<i64>("x").await.unwrap(), None);
-    assert_eq!(store.get_meta::<i64>("y").await.unwrap(), Some(2));
+    let bad = || {
+        store.call(|c| {
+            set_meta(c, "x", 1)?;
+            c.execute("INSERT INTO no_such_table VALUES(1)", [])
+        })
+    };
+    // Alone at first; then in one transaction with others, which come while the first is at work.
+    for first in [false, true] {
+        let slow = store.call(move |c| {
+            if first {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            set_meta(c, "w", 3)
+        });
+        let good = store.set_meta("y", 2);
+        let outcomes = match first {
+            true => tokio::join!(slow, bad(), good),
+            false => {
+                let bad = bad().await;
+                let (slow, good) = tokio::join!(slow, good);
+                (slow, bad, good)
+            }
+        };
+        assert!(outcomes.0.is_ok() && outcomes.1.is_err() && outcomes.2.is_ok());
+        assert_eq!(store.get_meta::<i64>("x").await.unwrap(), None);
+        assert_eq!(store.get_meta::<i64>("y").await.unwrap(), Some(2));
+        assert_eq!(store.get_meta::<i64>("w").await.unwrap(), Some(3));
+    }
 }
 
 #[tokio::test]

@@ -179,19 +179,21 @@ async fn r3_lost_ack_and_killed_then_local_edit_is_no_conflict() {
     // GIVEN a lost answer, and a daemon that is killed before it knows
     let world = World::new("r3_killed").await;
     let mut daemon = world.start().await;
-    agreed(&world, &daemon, doc! {"_id": 1, "v": 0}).await;
+    // Large enough that only the difference to base is kept of the edit.
+    let with = |v: i32| doc! {"_id": 1, "v": v, "pad": "x".repeat(200)};
+    agreed(&world, &daemon, with(0)).await;
     let (here, there) = both(&world, "c");
     world.link.lose_next_reply("update", AfterLoss::Silence);
     set(&here, 1, doc! {"v": 1}).await;
     world.link.wait_lost_replies(1).await;
     daemon.kill9();
-    wait_content(&there, 1, doc! {"_id": 1, "v": 1}).await;
+    wait_content(&there, 1, with(1)).await;
     // WHEN the document is edited before the daemon is back
     set(&here, 1, doc! {"v": 2}).await;
     daemon.restart().await;
     // THEN its intent tells that the first write was its own
     converged_without_conflict(&world, &daemon).await;
-    wait_content(&there, 1, doc! {"_id": 1, "v": 2}).await;
+    wait_content(&there, 1, with(2)).await;
 }
 
 #[tokio::test]
