@@ -36,7 +36,7 @@ const EXTRAS: [&str; 6] = [
 ];
 
 /// One history.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     pub seed: u64,
     pub profile: Profile,
@@ -121,7 +121,7 @@ impl Plan {
             } else {
                 vec![]
             },
-            hasty: !left("hasty"),
+            hasty: !left("hasty") && local_nodes + remote_nodes > 2,
             follow,
             restored: back.then_some(side),
             failpoints: match left("failpoints") {
@@ -145,6 +145,17 @@ impl Plan {
     /// The same for so long, without these.
     pub fn smaller(&self, without: &BTreeSet<String>, chaos: Duration) -> Self {
         Self::new(self.seed, self.profile, without, chaos)
+    }
+
+    /// Parts that are no faults and no writers, and without which this is the same.
+    pub fn idle(&self) -> impl Iterator<Item = &'static str> {
+        EXTRAS.into_iter().filter(|part| {
+            let mut without = self.without.clone();
+            without.insert((*part).into());
+            let mut other = self.smaller(&without, self.chaos);
+            other.without.clone_from(&self.without);
+            other == *self
+        })
     }
 
     /// `7 pair`.
