@@ -68,7 +68,16 @@ struct Recent {
     created: HashSet<u64>,
     crowd: Option<Crowd>,
     /// The last count of what waits, when it was taken, and how long it may be believed.
-    counted: Option<(u64, Instant, Duration)>,
+    counted: Option<(Waiting, Instant, Duration)>,
+}
+
+/// What waits in a queue of one collection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Waiting {
+    /// Deletions; see [`deletions`].
+    deletions: u64,
+    /// Whether there are documents that nobody has looked at, which may be gone, too.
+    unknown: bool,
 }
 
 #[derive(Debug)]
@@ -120,7 +129,7 @@ fn hash(key: &Key) -> u64 {
 
 impl Recent {
     /// Whether more deletions are likely to be on their way.
-    fn is_growing(&mut self, waiting: u64) -> bool {
+    fn is_growing(&mut self, waiting: u64, unknown: bool) -> bool {
         let now = Instant::now();
         let crowd = self.crowd.get_or_insert(Crowd {
             since: now,
@@ -131,7 +140,8 @@ impl Recent {
             crowd.grew = now;
         }
         crowd.size = waiting;
-        now.duration_since(crowd.grew) < QUIET && now.duration_since(crowd.since) < CROWD
+        let grows = unknown || now.duration_since(crowd.grew) < QUIET;
+        grows && now.duration_since(crowd.since) < CROWD
     }
 }
 
@@ -284,8 +294,13 @@ async fn mass(
         Some(waiting) => waiting,
         None => {
             let began = Instant::now();
-            let waiting = shared.store.call(move |c| waiting(c, from, n));
-            let waiting = waiting.await.map_err(store_failed)?;
+            let counting = shared.store.call(move |c| {
+                Ok(Waiting {
+                    deletions: deletions(c, from, n)?,
+                    unknown: any_unknown(c, from, n)?,
+                })
+            });
+            let waiting = counting.await.map_err(store_failed)?;
             // A long count is not taken for every batch.
             let valid = (began.elapsed() * 10).min(Duration::from_secs(30));
             lock(&shared.losses).of(from, n).counted = Some((waiting, Instant::now(), valid));
@@ -295,13 +310,13 @@ async fn mass(
     let (loss, growing) = {
         let mut losses = lock(&shared.losses);
         let recent = losses.of(from, n);
-        let waiting = waiting.max(count);
-        let loss = waiting + recent.deleted;
+        let deletions = waiting.deletions.max(count);
+        let loss = deletions + recent.deleted;
         if loss < FEWEST {
             recent.crowd = None;
             return Ok(Verdict::Pass);
         }
-        (loss, recent.is_growing(waiting))
+        (loss, recent.is_growing(deletions, waiting.unknown))
     };
     if growing {
         return Ok(Verdict::Hold(QUIET));
@@ -331,7 +346,7 @@ pub(crate) fn is_mass(deletions: u64, documents: u64, percent: u64) -> bool {
 
 /// Deletions of a collection that wait and would be carried over; of many, those of the two fullest
 /// minutes in a row.
-fn waiting(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<u64> {
+fn deletions(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<u64> {
     let (low, high) = (ns.to_be_bytes().to_vec(), (ns + 1).to_be_bytes().to_vec());
     let (t, other) = (queue::table(from), queue::table(from.other()));
     let gone = queue::GONE;
@@ -370,6 +385,16 @@ fn waiting(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<u64> {
         last = (minute, count);
     }
     Ok(most + found)
+}
+
+/// Whether documents wait to be looked at of which nobody has said how they are.
+fn any_unknown(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<bool> {
+    let (low, high) = (ns.to_be_bytes().to_vec(), (ns + 1).to_be_bytes().to_vec());
+    c.prepare_cached(&format!(
+        "SELECT EXISTS(SELECT 1 FROM {} WHERE held IS NULL AND hint IS NULL AND key >= ? AND key < ?)",
+        queue::table(from)
+    ))?
+    .query_row(params![low, high], |r| r.get(0))
 }
 
 async fn is_vanished(shared: &Shared, side: Side, ns: &Namespace) -> Result<bool, Failure> {
@@ -426,12 +451,12 @@ mod tests {
     }
 
     /// Queues deletions of local documents that base knows; each number is deleted at its time.
-    async fn queued(deletions: Vec<(i32, i64)>, both: bool) -> u64 {
+    async fn queued(gone: Vec<(i32, i64)>, both: bool) -> u64 {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         store
             .call(move |c| {
-                for (n, at) in deletions {
+                for (n, at) in gone {
                     let change = change(n, b"d");
                     base::put(c, &change.key, Some(&doc! {"_id": n}.to_vec().unwrap()))?;
                     queue::enqueue(c, Side::Local, std::slice::from_ref(&change), at)?;
@@ -439,7 +464,7 @@ mod tests {
                         queue::enqueue(c, Side::Remote, &[change], at)?;
                     }
                 }
-                waiting(c, Side::Local, 1)
+                deletions(c, Side::Local, 1)
             })
             .await
             .unwrap()
@@ -478,7 +503,7 @@ mod tests {
                     queue::enqueue(c, Side::Local, &[look], 60_000)?;
                 }
             }
-            waiting(c, Side::Local, 1)
+            deletions(c, Side::Local, 1)
         });
         assert_eq!(counted.await.unwrap(), 150);
     }

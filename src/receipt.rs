@@ -86,12 +86,16 @@ impl Receipts {
     }
 }
 
+/// The content of a document that is not there, as far as fields go.
+const NOTHING: &[u8] = &[5, 0, 0, 0, 0];
+
 /// Whether whoever comes after this write may add to what it wrote, so that it can't be told by
 /// looking whether it happened.
 pub(crate) fn is_needed(write: &Write, rules: Option<&FieldRules>) -> bool {
-    let (Some(rules), Some(expect), Some(new)) = (rules, &write.expect, &write.new) else {
+    let (Some(rules), Some(new)) = (rules, &write.new) else {
         return false;
     };
+    let expect = write.expect.as_deref().unwrap_or(NOTHING);
     let adds = rules.iter().filter(|(_, rule)| rule.adds());
     let mut names = adds.map(|(name, _)| name.as_bytes());
     names.any(|name| !content::agree_on(expect, new, [name]))
@@ -241,7 +245,11 @@ mod tests {
         assert!(needs(at(1, 1, 1), at(2, 1, 1)));
         assert!(needs(Some(doc! {"_id": 1}), at(0, 1, 1)), "it appears");
         assert!(!needs(at(1, 1, 1), at(1, 2, 2)), "the larger one is larger");
-        assert!(!needs(None, at(1, 1, 1)), "a create is told by its content");
+        assert!(
+            needs(None, at(1, 1, 1)),
+            "what both sides add to a create afterwards"
+        );
+        assert!(!needs(None, Some(doc! {"_id": 1, "m": 1})));
         assert!(!needs(at(1, 1, 1), None));
         assert!(!is_needed(&write(at(1, 1, 1), at(2, 1, 1)), None));
     }

@@ -25,9 +25,13 @@ use crate::store::claim::{self, Claim};
 use crate::store::queue;
 use heads::{Batch, Heads, Limits};
 
-/// Most batches in flight; enough to hide a round trip of 100 ms at full batches. One of a better rank
-/// than all of them goes beside them: it must not wait for what a slow link takes minutes to carry.
+/// Most batches in flight. One of a better rank than all of them goes beside them: it must not wait for
+/// what a slow link takes minutes to carry.
 const BATCHES: usize = 6;
+
+/// The same where answers take long: enough to hide a round trip of 100 ms, and what a batch does before
+/// and after it.
+const FAR_BATCHES: usize = 12;
 
 /// How often rows that were put off are looked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -69,7 +73,7 @@ pub async fn run(shared: Arc<Shared>) -> Result<(), Failure> {
             continue;
         }
         while rest <= Instant::now() {
-            let limits = batches.limits(shared.settings().config.sync.batch_size);
+            let limits = batches.limits(&shared);
             let batch = match heads.claim(&shared, limits).await {
                 Ok(Some(batch)) => batch,
                 Ok(None) => break,
@@ -112,9 +116,14 @@ struct Batches {
 
 impl Batches {
     /// What may be claimed beside them.
-    fn limits(&self, most: usize) -> Limits {
+    fn limits(&self, shared: &Shared) -> Limits {
+        let most = shared.settings().config.sync.batch_size;
         let best = self.ranks.values().map(|(rank, _)| *rank).min();
-        let full = self.tasks.len() >= BATCHES;
+        let at_once = match shared.remote().is_some_and(|r| r.is_far()) {
+            true => FAR_BATCHES,
+            false => BATCHES,
+        };
+        let full = self.tasks.len() >= at_once;
         Limits {
             most,
             better_than: best.filter(|_| full),

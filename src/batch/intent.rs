@@ -25,7 +25,10 @@ impl Planned {
             (!names.is_empty()).then_some(names)
         };
         let digest = match (&self.write.expect, &self.write.new) {
-            (None, Some(new)) if self.base_after == self.write.new => Some(digest(new)),
+            // With a receipt it may have happened and be edited since: base is what was written.
+            (None, Some(new)) if self.base_after == self.write.new && self.receipt.is_none() => {
+                Some(digest(new))
+            }
             _ => None,
         };
         let unless_told = |body: &Option<Vec<u8>>| match digest {
