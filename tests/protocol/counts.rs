@@ -4,7 +4,7 @@
 use std::os::unix::process::ExitStatusExt;
 
 use crate::common::kit::{Docs, both, converged_without_conflict, cut, heal, wait_content};
-use crate::common::{Daemon, SOON, Settings, World, wait_for, wait_until};
+use crate::common::{Daemon, SOON, Settings, World, wait_until};
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
 use sangam::decide::Side;
