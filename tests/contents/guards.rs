@@ -165,6 +165,7 @@ async fn r13_a_mass_is_counted_over_batches_where_no_event_told_of_a_deletion() 
     let world = World::new("mass_looks").await;
     let mut daemon = world.start().await;
     let (here, there) = fill(&world, &daemon, "c", 2500).await;
+    dealt_with(&daemon).await;
     daemon.kill9();
     let gate = world.dir().join("gate");
     std::fs::write(&gate, b"").unwrap();
