@@ -83,7 +83,6 @@ pub(crate) async fn commit(
         .call(move |c| {
             let mut new_conflicts = Vec::new();
             let any_open = records::any_open(c)?;
-            agreed(c, &settlements, no_seq)?;
             for settlement in &settlements {
                 match settlement {
                     Settlement::Agreed {
@@ -139,6 +138,8 @@ pub(crate) async fn commit(
                     }
                 }
             }
+            // Last: what landed may have been edited since, the same on both sides.
+            agreed(c, &settlements, no_seq)?;
             Ok(new_conflicts)
         })
         .await
