@@ -15,6 +15,7 @@ use std::time::Duration;
 use bson::Document;
 use bson::oid::ObjectId;
 use mongodb::Client;
+use tokio::sync::Notify;
 
 use super::Endpoint;
 use crate::decide::Side;
@@ -22,8 +23,11 @@ use crate::failure::{Class, Failure};
 use crate::identity;
 use crate::shared::{Shared, lock};
 
-/// How often it is looked whether a process is new.
-const LOOK: Duration = Duration::from_millis(100);
+/// How long a server that can't be asked yet is left alone.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether the remote has a client by now, which is made when the link is there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Most processes remembered of one address: a small Atlas tier has several behind one.
 const MOST: usize = 64;
@@ -36,6 +40,8 @@ pub(super) struct Processes {
     /// How often a process was a new one, and how many of these were seen to.
     changed: AtomicU64,
     settled: AtomicU64,
+    /// A process is new.
+    news: Notify,
 }
 
 impl Processes {
@@ -52,6 +58,7 @@ impl Processes {
         }
         if !known.is_empty() {
             self.changed.fetch_add(1, Ordering::SeqCst);
+            self.news.notify_one();
         }
         known.push(process);
         if known.len() > MOST {
@@ -112,12 +119,22 @@ impl Endpoint {
 pub async fn watch(shared: Arc<Shared>, side: Side) -> Result<(), Failure> {
     let mut renewed = 0;
     loop {
-        if let Ok(endpoint) = shared.endpoint(side) {
+        let endpoint = shared.endpoint(side).ok();
+        if let Some(endpoint) = &endpoint {
             endpoint.settle(&shared, &mut renewed).await?;
         }
+        let change = async {
+            match &endpoint {
+                Some(endpoint) if endpoint.is_known().is_ok() => {
+                    endpoint.processes.news.notified().await;
+                }
+                Some(_) => tokio::time::sleep(AGAIN).await,
+                None => tokio::time::sleep(LOOK).await,
+            }
+        };
         tokio::select! {
             () = shared.cancel.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK) => {}
+            () = change => {}
         }
     }
 }

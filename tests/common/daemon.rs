@@ -225,6 +225,15 @@ impl Daemon {
         ended.expect("the daemon ends by itself")
     }
 
+    /// Waits for the daemon to refuse: exit code 78, and these words in its log.
+    pub async fn refuses(&mut self, words: &[&str]) {
+        let ended = self.wait_exit().await;
+        assert_eq!(ended.code(), Some(78), "{}", self.log());
+        for word in words {
+            assert!(self.log().contains(word), "{word}: {}", self.log());
+        }
+    }
+
     /// Starts the daemon again (killing it first if it runs) with the same state and waits until
     /// it captures.
     pub async fn restart(&mut self) {

@@ -10,11 +10,7 @@ use sangam::mongod::MongoServer;
 /// Starts the daemon and expects it to refuse: exit code 78, and these words.
 async fn refused(daemon: &mut Daemon, words: &[&str]) {
     daemon.respawn();
-    let ended = daemon.wait_exit().await;
-    assert_eq!(ended.code(), Some(78), "{}", daemon.log());
-    for word in words {
-        assert!(daemon.log().contains(word), "{word}: {}", daemon.log());
-    }
+    daemon.refuses(words).await;
 }
 
 #[tokio::test]
@@ -219,11 +215,8 @@ async fn put_back_under_a_running_daemon(which: PutBack) {
     copy(&backup, &data);
     server.restart().await.unwrap();
     // THEN the daemon notices, and the other side stays as it is
-    let ended = daemon.wait_exit().await;
-    assert_eq!(ended.code(), Some(78), "{}", daemon.log());
-    for word in ["restored from a backup", "reconcile --adopt"] {
-        assert!(daemon.log().contains(word), "{word}: {}", daemon.log());
-    }
+    let words = ["restored from a backup", "reconcile --adopt"];
+    daemon.refuses(&words).await;
     assert_eq!(second.count_documents(doc! {}).await.unwrap(), 1);
     wait_content(second, 2, doc! {"_id": 2}).await;
 }

@@ -280,12 +280,7 @@ async fn r20_the_local_server_away_in_the_middle_is_waited_for() {
 
 /// Starts the daemon and expects it to refuse with exit code 78 and these words.
 async fn refused(world: &World, settings: Settings, words: &[&str]) {
-    let mut daemon = Daemon::spawn(world, settings);
-    let ended = daemon.wait_exit().await;
-    assert_eq!(ended.code(), Some(78), "{}", daemon.log());
-    for word in words {
-        assert!(daemon.log().contains(word), "{word}: {}", daemon.log());
-    }
+    Daemon::spawn(world, settings).refuses(words).await;
 }
 
 #[tokio::test]
@@ -314,17 +309,7 @@ async fn a_wrong_local_password_is_refused_and_not_told() {
         .label("wrong")
         .set("local.uri", &format!("{uri:?}"));
     let mut daemon = Daemon::spawn(&world, settings);
-    assert_eq!(
-        daemon.wait_exit().await.code(),
-        Some(78),
-        "{}",
-        daemon.log()
-    );
-    assert!(
-        daemon.log().contains("user or password"),
-        "{}",
-        daemon.log()
-    );
+    daemon.refuses(&["user or password"]).await;
     assert!(!daemon.log().contains("wrong-secret"));
 }
 
