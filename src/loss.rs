@@ -67,7 +67,9 @@ struct Recent {
     /// Hashes of keys created since: what comes and goes is no loss.
     created: HashSet<u64>,
     crowd: Option<Crowd>,
-    /// The last count of what waits, when it was taken, and how long it may be believed.
+    /// Counts that began before this are not believed.
+    changed: Instant,
+    /// The last count of what waits, when it began, and how long it may be believed.
     counted: Option<(Waiting, Instant, Duration)>,
 }
 
@@ -95,6 +97,7 @@ impl Losses {
             deleted: 0,
             created: HashSet::new(),
             crowd: None,
+            changed: now,
             counted: None,
         });
         if now.duration_since(recent.since) > WINDOW {
@@ -159,6 +162,7 @@ pub(crate) async fn hold(
     items: &mut [Item],
     planned: &mut Vec<Planned>,
 ) -> Result<(), Failure> {
+    mark(shared, items, planned).await?;
     let mut verdicts: HashMap<(Side, u32), Verdict> = HashMap::new();
     let mut counts: HashMap<(Side, u32), u64> = HashMap::new();
     for p in planned.iter().filter(|p| p.write.new.is_none()) {
@@ -173,57 +177,63 @@ pub(crate) async fn hold(
             entry.insert(judge(shared, from, ns, count).await?);
         }
     }
-    let mut left: HashMap<Duration, Vec<(Side, Work)>> = HashMap::new();
+    let mut left: HashMap<Duration, Vec<Work>> = HashMap::new();
     planned.retain(|p| {
         let (from, item) = (p.side.other(), &mut items[p.item]);
         match verdicts.get(&(from, item.ns.number)) {
             Some(Verdict::Hold(wait)) if p.write.new.is_none() => {
                 item.state = State::Done;
                 let work = item.work.claim_only();
-                left.entry(*wait).or_default().push((from, work));
+                left.entry(*wait).or_default().push(work);
                 false
             }
             _ => true,
         }
     });
     for (wait, works) in left {
-        put_back(shared, works, wait).await?;
+        settle::put_back(shared, works, wait).await?;
     }
     for ((from, n), verdict) in verdicts {
         if verdict != Verdict::Pass {
             // What is judged next shall not be judged by a count from before.
-            lock(&shared.losses).of(from, n).counted = None;
+            lock(&shared.losses).of(from, n).changed = Instant::now();
         }
     }
     Ok(())
 }
 
-/// Puts deletions back for a while, each marked as one: a row that only said "look" would not be among
-/// those that wait, and a loss that comes in several batches would be judged by one of them.
-async fn put_back(
-    shared: &Arc<Shared>,
-    works: Vec<(Side, Work)>,
-    wait: Duration,
-) -> Result<(), Failure> {
-    let claims: Vec<(Side, Key, i64)> = works
-        .iter()
-        .filter_map(|(from, work)| {
+/// Marks the rows of deletions as such before any is judged: one that only said "look" would not be
+/// among those that wait, and a loss that comes in several batches would be judged by one of them.
+async fn mark(shared: &Arc<Shared>, items: &[Item], planned: &[Planned]) -> Result<(), Failure> {
+    let claims: Vec<(Side, Key, i64)> = (planned.iter())
+        .filter(|p| p.write.new.is_none())
+        .filter_map(|p| {
+            let (from, work) = (p.side.other(), &items[p.item].work);
             let row = match from {
                 Side::Local => &work.outbox,
                 Side::Remote => &work.inbox,
             };
-            Some((*from, work.key.clone(), row.as_ref()?.seq))
+            Some((from, work.key.clone(), row.as_ref()?.seq))
         })
         .collect();
+    if claims.is_empty() {
+        return Ok(());
+    }
     let marking = shared.store.call(move |c| {
+        let mut marked = HashSet::new();
         for (from, key, seq) in &claims {
-            queue::mark_gone(c, *from, key, *seq)?;
+            if queue::mark_gone(c, *from, key, *seq)? {
+                marked.insert((*from, key.ns()));
+            }
         }
-        Ok(())
+        Ok(marked)
     });
-    marking.await.map_err(store_failed)?;
-    let works = works.into_iter().map(|(_, work)| work).collect();
-    settle::put_back(shared, works, wait).await
+    let marked = marking.await.map_err(store_failed)?;
+    let mut losses = lock(&shared.losses);
+    for (from, n) in marked {
+        losses.of(from, n).changed = Instant::now();
+    }
+    Ok(())
 }
 
 async fn judge(
@@ -287,7 +297,7 @@ async fn mass(
         let recent = losses.of(from, n);
         recent
             .counted
-            .filter(|(_, at, valid)| at.elapsed() < *valid)
+            .filter(|(_, began, valid)| *began > recent.changed && began.elapsed() < *valid)
             .map(|(waiting, ..)| waiting)
     };
     let waiting = match known {
@@ -302,8 +312,8 @@ async fn mass(
             });
             let waiting = counting.await.map_err(store_failed)?;
             // A long count is not taken for every batch.
-            let valid = (began.elapsed() * 10).min(Duration::from_secs(30));
-            lock(&shared.losses).of(from, n).counted = Some((waiting, Instant::now(), valid));
+            let valid = (began.elapsed() * 11).min(Duration::from_secs(30));
+            lock(&shared.losses).of(from, n).counted = Some((waiting, began, valid));
             waiting
         }
     };

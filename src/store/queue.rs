@@ -338,14 +338,16 @@ pub fn defer(
 }
 
 /// Notes of a row that is still the one that was claimed that its document was found to be gone, so that
-/// it counts among the deletions that wait.
-pub fn mark_gone(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<()> {
-    c.prepare_cached(&format!(
-        "UPDATE {} SET hint = x'44' WHERE key = ? AND seq = ? AND hint IS NOT x'64'",
-        table(of)
-    ))?
-    .execute(params![key.as_bytes(), seq])?;
-    Ok(())
+/// it counts among the deletions that wait. Whether that was news.
+pub fn mark_gone(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<bool> {
+    let marked = c
+        .prepare_cached(&format!(
+            "UPDATE {} SET hint = x'44' WHERE key = ? AND seq = ?
+             AND (hint IS NULL OR hint NOT IN (x'64', x'44'))",
+            table(of)
+        ))?
+        .execute(params![key.as_bytes(), seq])?;
+    Ok(marked > 0)
 }
 
 /// Holds a row that is still the one that was claimed: `conflict` or `failed`, with a reason (R19).
