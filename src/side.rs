@@ -1,11 +1,11 @@
 //! One of the two databases: its client, commands with deadlines, reads by `_id`, its identity.
 
+mod distance;
 mod patience;
 mod process;
 mod rows;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -27,14 +27,12 @@ use crate::settle::store_failed;
 use crate::shared::lock;
 use crate::store::Store;
 
+use distance::Distance;
 use patience::Patience;
 pub use patience::{LONG, PROMPT, READING};
 use process::Processes;
 pub use process::watch;
 pub use rows::{Answer, Rows};
-
-/// An answer that takes longer comes from afar, not from a server next door.
-const FAR: Duration = Duration::from_millis(20);
 
 /// The server ends an operation of ours after this; far above what a batch takes (R4).
 pub const MAX_TIME: Duration = Duration::from_secs(5);
@@ -60,8 +58,8 @@ pub struct Endpoint {
     options: ClientOptions,
     /// The servers' processes, as heartbeats tell.
     processes: Arc<Processes>,
-    /// Whether the last answer to [`Endpoint::hello`] took longer than [`FAR`].
-    far: AtomicBool,
+    /// As the answers to [`Endpoint::hello`] tell.
+    distance: Distance,
     /// What the last failed heartbeat said: server selection itself only says "timeout".
     last_heartbeat: Arc<Mutex<Option<Reason>>>,
     /// Sessions at work in this process.
@@ -151,7 +149,7 @@ impl Endpoint {
             client: RwLock::new(client),
             options,
             processes,
-            far: AtomicBool::new(false),
+            distance: Distance::default(),
             last_heartbeat,
             sessions: Arc::default(),
             journal: OnceLock::new(),
@@ -462,7 +460,7 @@ impl Endpoint {
         let began = Instant::now();
         let reply = self.run_doc("admin", doc! {"hello": 1}).await?;
         let half_way = began.elapsed() / 2;
-        self.far.store(half_way * 2 > FAR, Ordering::Relaxed);
+        self.distance.answered(half_way * 2);
         let set = reply.get_str("setName").ok().map(str::to_owned);
         // A mongos has no set name but answers `isdbgrid`.
         if set.is_none() && reply.get_str("msg").ok() != Some("isdbgrid") {
@@ -482,7 +480,7 @@ impl Endpoint {
 
     /// Whether it takes long until an answer is back, so that much should be under way at once.
     pub fn is_far(&self) -> bool {
-        self.far.load(Ordering::Relaxed)
+        self.distance.is_far()
     }
 
     /// What tells this cluster from another one (R12): the replica set's id, made when it was
