@@ -66,8 +66,8 @@ async fn in_quiet_hours_changes_wait_unless_somebody_asks() {
     .await;
 }
 
-/// Entries of the log that wait on each side, and their bytes: at 64 KiB a second, some 25 seconds.
-const LOGS: i32 = 1500;
+/// Entries of the log that wait on each side, and their bytes: at 64 KiB a second, some 50 seconds each way.
+const LOGS: i32 = 6000;
 const LOG_BYTES: usize = 512;
 
 /// So that what is under way at once is little beside what waits.
