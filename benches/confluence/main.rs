@@ -92,7 +92,10 @@ async fn measure(chosen: &[String], scale: f64) -> String {
             "far" => drain::far(&mut table, scale).await,
             "wire" => cost::wire(&mut table, scale).await,
             "idle" => cost::idle(&mut table, scale).await,
-            "growth" => drain::growth(&mut table, scale).await,
+            "growth" => {
+                drain::growth(&mut table, scale).await;
+                whole::growth(&mut table, scale).await;
+            }
             "first" => whole::first(&mut table, scale).await,
             "reconcile" => whole::reconcile(&mut table, scale).await,
             _ => cost::backlog(&mut table, scale).await,

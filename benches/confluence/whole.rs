@@ -176,6 +176,29 @@ pub(crate) async fn first(table: &mut Table, scale: f64) {
     );
 }
 
+/// First sync of a collection, and of one ten times as large.
+pub(crate) async fn growth(table: &mut Table, scale: f64) {
+    let mut rates = Vec::new();
+    for count in [100_000.0, 1_000_000.0] {
+        let count = (count * scale) as usize;
+        let world = both_filled("growth", count).await;
+        let settings = world.settings().set("log.level", &log_level());
+        let began = Instant::now();
+        let daemon = world.start_with(settings).await;
+        first_sync(&daemon).await;
+        rates.push(Rate {
+            documents: count as u64,
+            took: began.elapsed(),
+        });
+    }
+    table.ratio(
+        "first sync of ten times as many, documents a second",
+        rates[1],
+        rates[0],
+        Target::AtLeast(0.9),
+    );
+}
+
 /// Reconcile of equal databases: by hash, and reading everything.
 pub(crate) async fn reconcile(table: &mut Table, scale: f64) {
     let count = (1_000_000.0 * scale) as usize;
