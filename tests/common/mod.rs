@@ -223,22 +223,13 @@ impl World {
     }
 
     async fn converged(&self, daemon: &Daemon) -> Result<(), String> {
-        let status = daemon.status().await?;
-        for queue in ["pendingDocuments", "pendingInbox"] {
-            if status[queue] != 0 {
-                let waiting = daemon.get("/api/sync/queue").await?.body;
-                return Err(format!("{queue} is {}: {waiting}", status[queue]));
-            }
-        }
-        // What is written during a first sync is settled by its rules, not by those of every day.
-        if status["lastSyncTime"].is_null() {
-            return Err("the first sync is not over".into());
-        }
+        at_rest(daemon).await?;
         let found = self.compare().await.map_err(|e| format!("{e:#}"))?;
-        if found.is_equal() {
-            return Ok(());
+        if !found.is_equal() {
+            return Err(describe(&found));
         }
-        Err(describe(&found))
+        // What made them equal may have come after the first question, and have no answer yet.
+        at_rest(daemon).await
     }
 
     /// Records in `conflict_logs`, oldest first.
@@ -258,6 +249,22 @@ impl Hold {
             Self::Own(servers) => servers,
         }
     }
+}
+
+/// Whether nothing waits and the first sync is over.
+async fn at_rest(daemon: &Daemon) -> Result<(), String> {
+    let status = daemon.status().await?;
+    for queue in ["pendingDocuments", "pendingInbox"] {
+        if status[queue] != 0 {
+            let waiting = daemon.get("/api/sync/queue").await?.body;
+            return Err(format!("{queue} is {}: {waiting}", status[queue]));
+        }
+    }
+    // What is written during a first sync is settled by its rules, not by those of every day.
+    if status["lastSyncTime"].is_null() {
+        return Err("the first sync is not over".into());
+    }
+    Ok(())
 }
 
 fn temp_dir() -> TempDir {
