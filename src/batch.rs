@@ -355,6 +355,11 @@ async fn write_all(
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }
+    for side in [Side::Local, Side::Remote] {
+        if planned.iter().any(|p| p.side == side) {
+            shared.endpoint(side)?.end_leftovers().await?;
+        }
+    }
     let (planned, together) = transaction::groups(shared, settings, items, planned).await?;
     let all = planned.iter().chain(together.iter().flatten());
     settle::put_intents(shared, settings, items, all).await?;
@@ -388,6 +393,9 @@ async fn write_all(
             tokio::time::sleep(std::time::Duration::from_millis(150)).await;
         }
         let failure = outcome.failure.clone();
+        if let Some(failure) = &failure {
+            tracing::debug!(collection = ns.shown, %failure, "a write has no answer");
+        }
         shared.note(side, &failure.clone().map_or(Ok(()), Err));
         let refused = failure
             .as_ref()

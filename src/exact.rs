@@ -133,7 +133,7 @@ async fn attempt(
         if let Some(pass) = pass {
             pass.answered();
         }
-        endpoint.end_session(&open).await.map_err(before)?;
+        endpoint.end_session(&mut open).await.map_err(before)?;
     }
     outcome
 }

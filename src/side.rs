@@ -4,16 +4,17 @@ mod distance;
 mod patience;
 mod process;
 mod rows;
+mod sessions;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bson::{Document, RawDocumentBuf, Timestamp, doc};
+use mongodb::Client;
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
 use mongodb::options::{ClientOptions, Compressor};
-use mongodb::{Client, ClientSession};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 
@@ -23,7 +24,6 @@ use crate::failure::{Class, Failure, Reason};
 use crate::key::{Id, Key};
 use crate::lease::{self, Lease};
 use crate::raw::{Writer, index_name};
-use crate::settle::store_failed;
 use crate::shared::lock;
 use crate::store::Store;
 
@@ -33,6 +33,7 @@ pub use patience::{LONG, PROMPT, READING};
 use process::Processes;
 pub use process::watch;
 pub use rows::{Answer, Rows};
+use sessions::Sessions;
 
 /// The server ends an operation of ours after this; far above what a batch takes (R4).
 pub const MAX_TIME: Duration = Duration::from_secs(5);
@@ -62,8 +63,7 @@ pub struct Endpoint {
     distance: Distance,
     /// What the last failed heartbeat said: server selection itself only says "timeout".
     last_heartbeat: Arc<Mutex<Option<Reason>>>,
-    /// Sessions at work in this process.
-    sessions: Arc<Mutex<HashSet<String>>>,
+    sessions: Arc<Sessions>,
     /// Where open transactions are on record.
     pub journal: OnceLock<Store>,
     /// What may go over the link; without one, anything.
@@ -382,79 +382,6 @@ impl Endpoint {
         Ok(found)
     }
 
-    /// Starts a session for a transaction. It is on record until [`Endpoint::end_session`]: a
-    /// transaction that a crash leaves open would lock its documents for a minute.
-    pub async fn session(&self) -> Result<OpenSession, Failure> {
-        self.is_known()?;
-        let session = self.client().start_session().await;
-        let session = session.map_err(|e| self.failure(&e))?;
-        let id = session
-            .id()
-            .to_vec()
-            .map_err(|_| Failure::fatal("session id"))?;
-        let hash = xxhash_rust::xxh3::xxh3_64(&id);
-        let name = format!("session:{}:{hash:016x}", self.side.name());
-        lock(&self.sessions).insert(name.clone());
-        let open = OpenSession {
-            session,
-            name: name.clone(),
-            all: self.sessions.clone(),
-        };
-        if let Some(store) = self.journal.get() {
-            store.set_meta(&name, id).await.map_err(store_failed)?;
-        }
-        Ok(open)
-    }
-
-    /// The session's transaction is over, one way or the other.
-    pub async fn end_session(&self, session: &OpenSession) -> Result<(), Failure> {
-        let Some(store) = self.journal.get() else {
-            return Ok(());
-        };
-        let name = session.name.clone();
-        let ended = store.call(move |c| c.execute("DELETE FROM meta WHERE k = ?", [name]));
-        ended.await.map(|_| ()).map_err(store_failed)
-    }
-
-    /// Ends the transactions that an earlier run or a lost link left open on this side.
-    pub async fn end_leftovers(&self) -> Result<(), Failure> {
-        let Some(store) = self.journal.get() else {
-            return Ok(());
-        };
-        let prefix = format!("session:{}:%", self.side.name());
-        let noted = store.call(move |c| {
-            c.prepare("SELECT k, v FROM meta WHERE k LIKE ?")?
-                .query_map([prefix], |r| Ok((r.get(0)?, r.get(1)?)))?
-                .collect::<Result<Vec<(String, Vec<u8>)>, _>>()
-        });
-        let mut noted = noted.await.map_err(store_failed)?;
-        // Those that other batches are at work with are no leftovers.
-        let at_work = lock(&self.sessions).clone();
-        noted.retain(|(name, _)| !at_work.contains(name));
-        if noted.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<Document> = noted
-            .iter()
-            .filter_map(|(_, id)| Document::from_reader(id.as_slice()).ok())
-            .collect();
-        match self.run_doc("admin", doc! {"killSessions": ids}).await {
-            Err(failure) if failure.is_offline() || failure.class == Class::Transient => {
-                return Err(failure);
-            }
-            // A small tier may not allow it; then the server's own limit of a minute ends them.
-            Err(failure) => tracing::debug!(%failure, "ending old sessions"),
-            Ok(_) => {}
-        }
-        let forgotten = store.call(move |c| {
-            let mut forget = c.prepare_cached("DELETE FROM meta WHERE k = ?")?;
-            noted
-                .iter()
-                .try_for_each(|(name, _)| forget.execute([name]).map(drop))
-        });
-        forgotten.await.map_err(store_failed)
-    }
-
     /// Asks whether the server is there and usable: `hello`, then the identity.
     pub async fn hello(&self) -> Result<Hello, Failure> {
         let began = Instant::now();
@@ -502,20 +429,6 @@ impl Endpoint {
         // Without the right to read the configuration, the election id's upper half and the set's name remain.
         let reply = self.run_doc("admin", doc! {"hello": 1}).await?;
         Ok(reply.get_str("setName").unwrap_or("mongos").to_owned())
-    }
-}
-
-/// A session whose transaction is under way.
-pub struct OpenSession {
-    /// The driver's session.
-    pub session: ClientSession,
-    name: String,
-    all: Arc<Mutex<HashSet<String>>>,
-}
-
-impl Drop for OpenSession {
-    fn drop(&mut self) {
-        lock(&self.all).remove(&self.name);
     }
 }
 

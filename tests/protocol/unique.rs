@@ -10,6 +10,7 @@ use crate::common::{Daemon, SOON, Settings, World, wait_for};
 use mongodb::IndexModel;
 use mongodb::bson::{Document, doc};
 use mongodb::options::{Collation, IndexOptions};
+use sangam::faultlink::{AfterLoss, Mode};
 
 fn unique(keys: Document) -> IndexModel {
     let options = IndexOptions::builder().unique(true).build();
@@ -433,6 +434,38 @@ async fn r16_a_conflict_whose_cause_goes_before_it_is_on_record_closes_by_itself
     wait_content(&there, 2, doc! {"_id": 2, "u": "john"}).await;
     wait_closed(&world, &daemon).await;
     world.wait_converged(&daemon).await;
+}
+
+#[tokio::test]
+async fn r16_a_transaction_that_a_lost_link_leaves_open_blocks_nothing() {
+    // GIVEN a remote that would keep an abandoned transaction, and its documents locked, for an hour
+    let args = ["--setParameter", "transactionLifetimeLimitSeconds=3600"];
+    let world = World::with_server_args("left_open", &args).await;
+    index(&world, "c", unique(doc! {"u": 1})).await;
+    let (here, there) = both(&world, "c");
+    let docs = (1..).zip(["a", "b"]).map(|(i, u)| doc! {"_id": i, "u": u});
+    here.insert_many(docs).await.unwrap();
+    let daemon = world.start().await;
+    world.wait_converged(&daemon).await;
+    // WHEN the link is lost in the middle of one (documents are deleted there only)
+    cut(&world, &daemon).await;
+    for (i, u) in [(1, "parked"), (2, "a"), (1, "b")] {
+        set(&here, i, doc! {"u": u}).await;
+    }
+    world.link.set(Mode::Pass);
+    world.link.lose_next_reply("delete", AfterLoss::CutLink);
+    world.link.wait_lost_replies(1).await;
+    wait_for("it is given up", async || {
+        daemon.log().contains("a batch failed")
+    })
+    .await;
+    // (What follows are plain writes.)
+    set(&here, 1, doc! {"u": "c"}).await;
+    set(&here, 2, doc! {"u": "d"}).await;
+    heal(&world, &daemon).await;
+    // THEN what comes after it arrives
+    converged_without_conflict(&world, &daemon).await;
+    assert_eq!(names(&there, 2).await, ["c", "d"]);
 }
 
 #[tokio::test]
