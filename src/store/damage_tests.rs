@@ -161,6 +161,31 @@ fn damages() -> impl Strategy<Value = Damage> {
     ]
 }
 
+#[test]
+fn a_damaged_name_in_a_definition_is_survived() {
+    // (SQLite's own check does not look at them.)
+    let (name, bytes) = &used()[0];
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    for word in ["OLD.key", "attempts", "outbox_ready", "ON CONFLICT"] {
+        let places = bytes.windows(word.len()).enumerate();
+        let places: Vec<usize> = (places.filter(|(_, w)| *w == word.as_bytes()))
+            .map(|(at, _)| at)
+            .collect();
+        assert!(!places.is_empty(), "{word}");
+        for at in places {
+            let root = tempfile::tempdir().unwrap();
+            let dir = root.path().join("state");
+            std::fs::create_dir(&dir).unwrap();
+            let mut bytes = bytes.clone();
+            damage(&mut bytes, &Damage::Flip(at, 0x80));
+            std::fs::write(dir.join(name), bytes).unwrap();
+            runtime.block_on(survive(&dir));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 

@@ -33,7 +33,7 @@ const OURS: i64 = 0x5341_4E47;
 const WRITTEN_BY: &str = "written_by";
 
 /// The newest format that these steps lead to.
-fn newest(steps: &[&Step<'_>]) -> i64 {
+pub(super) fn newest(steps: &[&Step<'_>]) -> i64 {
     FIRST + i64::try_from(steps.len()).unwrap_or(i64::MAX - FIRST)
 }
 

@@ -113,8 +113,17 @@ impl StoreError {
     }
 }
 
+/// A statement that can't be understood is a sign of damage as well: those of this program can, by the
+/// tables as it made them.
 fn is_corrupt(e: &rusqlite::Error) -> bool {
-    matches!(e, rusqlite::Error::SqliteFailure(e, _) if matches!(e.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    match e {
+        rusqlite::Error::SqliteFailure(e, _) => matches!(
+            e.code,
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown
+        ),
+        rusqlite::Error::SqlInputError { .. } => true,
+        _ => false,
+    }
 }
 
 type Finish = Box<dyn FnOnce(Result<(), rusqlite::Error>) + Send>;

@@ -3,6 +3,7 @@
 //! These are the tables of the newest format; how a file of an older one gets them is in
 //! [`super::migrations`].
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -136,7 +137,13 @@ pub(super) fn open_with(path: &Path, steps: &[&Step<'_>]) -> Result<Connection, 
     // The values bound to a long list are no reason to plan its statement anew.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if format.is_some() {
-        check(&mut conn, suspect_mark(path).exists())?;
+        let thorough = suspect_mark(path).exists();
+        check(&mut conn, thorough)?;
+        if thorough && format == Some(migrations::newest(steps)) && !is_as_made(&conn)? {
+            return Err(damaged(
+                "the tables are not as this program made them".into(),
+            ));
+        }
     }
     migrations::bring_up(&conn, format, steps)?;
     Ok(conn)
@@ -153,9 +160,7 @@ fn check(conn: &mut Connection, thorough: bool) -> Result<(), StoreError> {
     conn.progress_handler(0, None::<fn() -> bool>)?;
     match verdict {
         Ok(text) if text == "ok" => Ok(()),
-        Ok(text) => {
-            Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), Some(text)).into())
-        }
+        Ok(text) => Err(damaged(text)),
         // Out of time: no damage in what was seen; every row of base carries its own checksum.
         Err(rusqlite::Error::SqliteFailure(e, _))
             if e.code == rusqlite::ErrorCode::OperationInterrupted =>
@@ -164,4 +169,34 @@ fn check(conn: &mut Connection, thorough: bool) -> Result<(), StoreError> {
         }
         Err(e) => Err(e.into()),
     }
+}
+
+fn damaged(how: String) -> StoreError {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), Some(how)).into()
+}
+
+/// Whether a file has all that a new one has. SQLite's own check does not look at the names in a
+/// definition.
+fn is_as_made(conn: &Connection) -> rusqlite::Result<bool> {
+    let new = Connection::open_in_memory()?;
+    new.execute_batch(TABLES)?;
+    Ok(definitions(&new)?.is_subset(&definitions(conn)?))
+}
+
+/// What a file has: of a table the columns, since a step of the migrations may have added some.
+fn definitions(conn: &Connection) -> rusqlite::Result<HashSet<Vec<u8>>> {
+    let columns =
+        "SELECT t.name || ' ' || c.name || ' ' || c.type || ' ' || c.\"notnull\" || ' ' || c.pk
+         FROM sqlite_schema t JOIN pragma_table_info(t.name) c WHERE t.type = 'table'";
+    let others = "SELECT type || ' ' || name || ' ' || sql FROM sqlite_schema
+         WHERE type <> 'table' AND sql IS NOT NULL";
+    let mut all = HashSet::new();
+    for sql in [columns, others] {
+        let mut rows = conn.prepare(sql)?;
+        let rows = rows.query_map([], |r| Ok(r.get_ref(0)?.as_bytes()?.to_vec()))?;
+        for row in rows {
+            all.insert(row?);
+        }
+    }
+    Ok(all)
 }
