@@ -35,6 +35,9 @@ use crate::tail;
 /// Fewer deletions are never a mass (R13).
 pub const FEWEST: u64 = 100;
 
+/// So few at once go without waiting for more of a mass that may just begin.
+const FEW: u64 = 20;
+
 /// Deletions that were carried over count together with those that wait for this long.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -322,7 +325,7 @@ async fn mass(
         let recent = losses.of(from, n);
         let deletions = waiting.deletions.max(count);
         let loss = deletions + recent.deleted;
-        if loss < FEWEST {
+        if loss < FEWEST && deletions < FEW {
             recent.crowd = None;
             return Ok(Verdict::Pass);
         }
@@ -330,6 +333,10 @@ async fn mass(
     };
     if growing {
         return Ok(Verdict::Hold(QUIET));
+    }
+    if loss < FEWEST {
+        lock(&shared.losses).of(from, n).crowd = None;
+        return Ok(Verdict::Pass);
     }
     let there = count_on(shared, from.other(), &ns.db, &ns.coll).await?;
     let before = there + lock(&shared.losses).of(from, n).deleted;

@@ -367,8 +367,14 @@ async fn adopted_while_held(mode: &str) {
     let daemon = world.start().await;
     let (here, there) = fill(&world, &daemon, "c", 300).await;
     let (lost, lost_there) = fill(&world, &daemon, "lost", 30).await;
+    // (All at once: a few that are seen first are no mass, and go.)
+    post(&daemon, "/api/sync/pause", json!({})).await;
     there.delete_many(doc! {"_id": {"$lt": 200}}).await.unwrap();
+    daemon
+        .wait_status("pendingInbox", |n| n.as_u64() >= Some(200))
+        .await;
     lost_there.drop().await.unwrap();
+    post(&daemon, "/api/sync/resume", json!({})).await;
     daemon.wait_status("unresolvedConflicts", |n| *n == 2).await;
     here.insert_one(doc! {"_id": "new"}).await.unwrap();
     if mode != "merge" {
