@@ -8,7 +8,7 @@ mod keys;
 mod load;
 #[cfg(test)]
 mod tests;
-mod uri;
+pub(crate) mod uri;
 mod value;
 
 use std::collections::BTreeMap;

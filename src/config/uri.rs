@@ -52,6 +52,11 @@ pub(super) fn check(uri: &str) -> Result<(), String> {
 const SPECIAL_CHARACTERS: &str = "has a special character in the user name or password (it is not \
     shown here). Write @ as %40, : as %3A, / as %2F, ? as %3F, # as %23, % as %25";
 
+/// Whether whoever reads a URI learns a password from it.
+pub(crate) fn holds_password(uri: &str) -> bool {
+    redact(uri).contains("***") || uri.to_ascii_lowercase().contains("password=")
+}
+
 /// The URI for people: scheme, servers and path, without user, password and options.
 pub(crate) fn redact(uri: &str) -> String {
     let Some((scheme, rest)) = uri.split_once("://") else {
@@ -69,5 +74,24 @@ pub(crate) fn redact(uri: &str) -> String {
     match rest.rsplit_once('@') {
         Some((_, hosts)) => format!("{scheme}://***@{hosts}"),
         None => format!("{scheme}://{rest}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_told_from_other_options() {
+        for uri in [
+            "mongodb://user:secret@host/?replicaSet=rs0",
+            "mongodb://host/?tls=true&tlsCertificateKeyFilePassword=secret",
+            "mongodb://host/?authMechanismProperties=x:a@b",
+        ] {
+            assert!(holds_password(uri), "{uri}");
+        }
+        for uri in ["mongodb://host:27017/?replicaSet=rs0", "mongodb://host", ""] {
+            assert!(!holds_password(uri), "{uri}");
+        }
     }
 }

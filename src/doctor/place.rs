@@ -4,9 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use secrecy::ExposeSecret as _;
+
 use super::Report;
 use crate::command::Status;
-use crate::config::Loaded;
+use crate::config::{Loaded, uri};
 use crate::disk::free_bytes;
 
 pub(super) fn config(report: &mut Report, loaded: &Loaded) {
@@ -19,10 +21,15 @@ pub(super) fn config(report: &mut Report, loaded: &Loaded) {
         return;
     };
     report.good("config", format!("{} is valid", file.display()));
-    let holds_secrets = loaded
-        .entries()
-        .iter()
-        .any(|e| e.redacted && e.origin.starts_with("file"));
+    let remote = config.remote_uri.as_ref();
+    let holds_secrets = loaded.entries().iter().any(|e| {
+        let tells = match e.key.as_str() {
+            "local.uri" => uri::holds_password(config.local_uri.expose_secret()),
+            "remote.uri" => remote.is_some_and(|u| uri::holds_password(u.expose_secret())),
+            _ => e.redacted,
+        };
+        tells && e.origin.starts_with("file")
+    });
     if holds_secrets && is_open(file) {
         report.warn(
             "config",
