@@ -227,7 +227,7 @@ impl Handle {
         let settings = shared.settings();
         let (outbox, inbox, open, total, completed) = shared
             .store
-            .call(|c| {
+            .look(|c| {
                 Ok((
                     queue::counts(c, Side::Local)?,
                     queue::counts(c, Side::Remote)?,
@@ -246,7 +246,7 @@ impl Handle {
         notices.sort();
         let comparing = lock(&shared.progress).as_ref().map(Meter::snapshot);
         let verifying = lock(&shared.verifying).as_ref().map(Meter::snapshot);
-        let (last_verify, last_proof) = shared.store.call(verify::summary).await?;
+        let (last_verify, last_proof) = shared.store.look(verify::summary).await?;
         Ok(Status {
             last_sync_time: last.as_ref().and_then(|r| r.end_time),
             last_sync_status: last.as_ref().map(|r| r.status),

@@ -113,15 +113,26 @@ impl StoreError {
     }
 }
 
-/// A statement that can't be understood is a sign of damage as well: those of this program can, by the
-/// tables as it made them.
+/// What SQLite says of a statement that names what is not there.
+const UNKNOWN_NAME: [&str; 5] = [
+    "no such column",
+    "no such table",
+    "no such function",
+    "has no column named",
+    "clause does not match any",
+];
+
+/// A name that is not there is a sign of damage as well: those in the statements of this program are, in
+/// the tables as it made them.
 fn is_corrupt(e: &rusqlite::Error) -> bool {
+    let says = |text: &str| UNKNOWN_NAME.iter().any(|words| text.contains(words));
     match e {
-        rusqlite::Error::SqliteFailure(e, _) => matches!(
-            e.code,
-            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown
-        ),
-        rusqlite::Error::SqlInputError { .. } => true,
+        rusqlite::Error::SqliteFailure(e, text) => match e.code {
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => true,
+            ErrorCode::Unknown => text.as_deref().is_some_and(says),
+            _ => false,
+        },
+        rusqlite::Error::SqlInputError { msg, .. } => says(msg),
         _ => false,
     }
 }
@@ -237,6 +248,24 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
     {
+        self.run(work, false).await
+    }
+
+    /// Looks, to tell a person: where the disk refuses what others write, the answer comes all the same.
+    /// It may then show what these have lost.
+    pub async fn look<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    {
+        self.run(work, true).await
+    }
+
+    async fn run<T, F>(&self, work: F, only_looks: bool) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |conn, fresh| {
             let outcome = match fresh {
@@ -247,8 +276,8 @@ impl Store {
             let finish: Finish = Box::new(move |committed| {
                 // The receiver is gone only if its task was cancelled; then nobody wants the answer.
                 let _ = reply.send(match committed {
-                    Ok(()) => outcome,
-                    Err(e) => Err(e),
+                    Err(e) if !only_looks => Err(e),
+                    _ => outcome,
                 });
             });
             (failed, finish)
