@@ -34,8 +34,9 @@ use crate::store::{self, records, transactions};
 /// The server's `ChangeStreamFatalError`: no event with our token where it should be.
 const RESUME_TOKEN_NOT_FOUND: i32 = 280;
 
-/// Most events in one transaction.
-const EVENTS: usize = 2000;
+/// Most events in one transaction, and in one answer: a server with many to tell fills answers of 16 MB,
+/// which the driver holds three times over.
+const EVENTS: u32 = 2000;
 
 /// How long an event waits for company before it is committed.
 const GATHER: Duration = Duration::from_millis(2);
@@ -224,6 +225,7 @@ async fn tail(shared: &Arc<Shared>, side: Side, db: &str, retry: &mut Retry) -> 
         .pipeline(pipeline(shared, &settings))
         // Those of indexes and options, too.
         .show_expanded_events(true)
+        .batch_size(EVENTS)
         .max_await_time(AWAIT);
     let fresh = position.as_ref().err().copied();
     let watch = match position {
@@ -328,7 +330,7 @@ async fn read(
         retry.reset();
         // A stream that ends does so by its invalidate event, whose position gets over it next time.
         let last = ended || !stream.is_alive();
-        if pending.len() >= EVENTS || (last && !pending.is_empty()) {
+        if pending.len() >= EVENTS as usize || (last && !pending.is_empty()) {
             commit(shared, side, db, std::mem::take(&mut pending)).await?;
         }
         if ended {
