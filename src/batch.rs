@@ -355,11 +355,6 @@ async fn write_all(
     if shared.failpoints.mutated("unguarded") {
         believe_anything(shared, settings, items, &mut planned).await?;
     }
-    for side in [Side::Local, Side::Remote] {
-        if planned.iter().any(|p| p.side == side) {
-            shared.endpoint(side)?.end_leftovers().await?;
-        }
-    }
     let (planned, together) = transaction::groups(shared, settings, items, planned).await?;
     let all = planned.iter().chain(together.iter().flatten());
     settle::put_intents(shared, settings, items, all).await?;

@@ -206,6 +206,11 @@ pub async fn write(
         verdicts: vec![Verdict::Unknown { late: false }; writes.len()],
         failure: None,
     };
+    // What they have locked would keep a write until the server's time is over.
+    if let Err(failure) = endpoint.end_leftovers().await {
+        outcome.failure = Some(failure);
+        return outcome;
+    }
     let fence = endpoint.fence();
     if let Some(lease) = endpoint.lease.get() {
         let all = writes.iter().map(|(w, _)| *w);
