@@ -97,14 +97,65 @@ async fn check_records(shared: &Shared) -> Result<(), Failure> {
     }
 }
 
-/// Name under which the cluster time of the last event seen is kept, as seconds and increment.
+/// Name under which the last event seen is kept, as text of [`Seen`].
 pub fn seen_name(side: Side, db: &str) -> String {
     format!("seen:{}:{db}", side.name())
+}
+
+/// An event as the oplog knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    time: Timestamp,
+    /// When it was written by the server's clock, in ms; servers before 6.0 don't tell.
+    wall: Option<i64>,
+}
+
+impl Seen {
+    /// The event with this position; `None` if the position has no time.
+    pub fn of(event: &RawDocument) -> Option<Self> {
+        Some(Self {
+            time: token_time(event.get_document("_id").ok()?)?,
+            wall: wall(event, "wallTime"),
+        })
+    }
+
+    /// As kept: seconds and increment, and ms if they are known, with dots between them.
+    pub fn text(&self) -> String {
+        let Timestamp { time, increment } = self.time;
+        match self.wall {
+            Some(wall) => format!("{time}.{increment}.{wall}"),
+            None => format!("{time}.{increment}"),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('.');
+        let time = parts.next()?.parse().ok()?;
+        let increment = parts.next()?.parse().ok()?;
+        let wall = parts.next().map(str::parse).transpose().ok()?;
+        let time = Timestamp { time, increment };
+        Some(Self { time, wall })
+    }
+
+    /// Is that entry of an oplog this event? A server that was put back may give the same time to
+    /// something else: times count up from 1 in each second, and it may be that second still.
+    fn is(&self, entry: Self) -> bool {
+        let same_wall = self.wall.zip(entry.wall).is_none_or(|(a, b)| a == b);
+        self.time == entry.time && same_wall
+    }
+}
+
+fn wall(doc: &RawDocument, name: &str) -> Option<i64> {
+    doc.get_datetime(name).ok().map(|t| t.timestamp_millis())
 }
 
 /// A restored server lacks the oplog entry of the last event we saw, though its oplog reaches from
 /// before that to now. The server itself accepts such a position without a word. Where the oplog may
 /// not be read (a small Atlas tier), nothing is proven.
+///
+/// # Errors
+/// [`Class::Fatal`](crate::failure::Class::Fatal) if it was restored; a server that does not answer
+/// proves nothing either way.
 pub async fn check_oplog(
     shared: &Shared,
     endpoint: &Arc<Endpoint>,
@@ -112,36 +163,34 @@ pub async fn check_oplog(
 ) -> Result<bool, Failure> {
     let name = seen_name(endpoint.side, db);
     let seen: Option<String> = shared.store.get_meta(&name).await.map_err(store_failed)?;
-    let time = seen.and_then(|t| {
-        let (time, increment) = t.split_once('.')?;
-        Some(Timestamp {
-            time: time.parse().ok()?,
-            increment: increment.parse().ok()?,
-        })
-    });
-    let Some(time) = time else { return Ok(false) };
+    let Some(seen) = seen.as_deref().and_then(Seen::parse) else {
+        return Ok(false);
+    };
     let first = |filter: Document| async move {
-        let command =
-            doc! {"find": "oplog.rs", "filter": filter, "limit": 1, "projection": {"ts": 1}};
+        let command = doc! {"find": "oplog.rs", "filter": filter, "limit": 1, "projection": {"ts": 1, "wall": 1}};
         let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
         let mut found = None;
-        endpoint
-            .query("local", raw, |d| found = d.get_timestamp("ts").ok())
-            .await?;
+        let each = |d: RawDocumentBuf| {
+            let wall = wall(&d, "wall");
+            found = d.get_timestamp("ts").ok().map(|time| Seen { time, wall });
+        };
+        endpoint.query("local", raw, each).await?;
         Ok::<_, Failure>(found)
     };
     // In this order: what the oplog still holds after the look, it held at the look.
-    let (Ok(next), Ok(oldest)) = (
-        first(doc! {"ts": {"$gte": time}}).await,
-        first(doc! {}).await,
-    ) else {
-        return Ok(false);
+    let next = first(doc! {"ts": {"$gte": seen.time}}).await;
+    let oldest = first(doc! {}).await;
+    let (next, oldest) = match (next, oldest) {
+        (Ok(next), Ok(oldest)) => (next, oldest),
+        (Err(failure), _) | (_, Err(failure)) if !failure.is_refusal() => return Err(failure),
+        _ => return Ok(false),
     };
-    let reaches_back = oldest.is_some_and(|oldest| !after(oldest, time));
-    if reaches_back && next != Some(time) {
+    let found = next.is_some_and(|entry| seen.is(entry));
+    let reaches_back = oldest.is_some_and(|oldest| !after(oldest.time, seen.time));
+    if reaches_back && !found {
         return Err(restored(endpoint.side));
     }
-    Ok(next == Some(time))
+    Ok(found)
 }
 
 /// The refusal of a database that has gone back in time.

@@ -21,6 +21,7 @@ use crate::decide::Side;
 use crate::echo::News;
 use crate::expiry;
 use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
+use crate::identity::{self, Seen};
 use crate::key::Key;
 use crate::metrics::Retried;
 use crate::reconcile;
@@ -85,13 +86,18 @@ pub async fn run(shared: Arc<Shared>, side: Side, db: String) -> Result<(), Fail
             // the collections to be synced were changed: the stream then leaves out the very event
             // that it is to go on from.
             let endpoint = shared.endpoint(side)?;
-            if !crate::identity::check_oplog(&shared, &endpoint, &db).await? {
-                return Err(crate::identity::restored(side));
+            match identity::check_oplog(&shared, &endpoint, &db).await {
+                Ok(true) => {
+                    lose_history(&shared, side, &db, &failure).await?;
+                    continue;
+                }
+                Ok(false) => return Err(identity::restored(side)),
+                Err(failure) if failure.class == Class::Fatal => return Err(failure),
+                Err(failure) => {
+                    tracing::debug!(side = side.name(), %failure, "what its oplog has can't be asked yet")
+                }
             }
-            lose_history(&shared, side, &db, &failure).await?;
-            continue;
-        }
-        if failure.class == Class::HistoryLost {
+        } else if failure.class == Class::HistoryLost {
             lose_history(&shared, side, &db, &failure).await?;
             continue;
         }
@@ -151,7 +157,7 @@ async fn lose_history(
 ) -> Result<(), Failure> {
     tracing::warn!(side = side.name(), db, %failure, "the oplog no longer holds our position; comparing everything");
     let token = token_name(side, db);
-    let seen = crate::identity::seen_name(side, db);
+    let seen = identity::seen_name(side, db);
     let why = format!("history of the {} database lost", side.name());
     let name = db.to_owned();
     shared
@@ -363,7 +369,10 @@ async fn commit(
     events: Vec<RawDocumentBuf>,
 ) -> Result<(), Stop> {
     let settings = shared.settings();
-    let Some(token) = events.last().and_then(|e| e.get_document("_id").ok()) else {
+    let Some(last) = events.last() else {
+        return Ok(());
+    };
+    let Ok(token) = last.get_document("_id") else {
         return Ok(());
     };
     let seen = token_time(token);
@@ -439,8 +448,8 @@ async fn commit(
     // At the limit only the fact that something changed is kept (R22).
     let degraded = any && shared.degraded.load(Ordering::Relaxed);
     let db_name = db.to_owned();
-    let seen_name = crate::identity::seen_name(side, db);
-    let seen_text = seen.map(|t| format!("{}.{}", t.time, t.increment));
+    let seen_name = identity::seen_name(side, db);
+    let seen_text = Seen::of(last).map(|seen| seen.text());
     shared
         .store
         .call(move |c| {

@@ -17,7 +17,7 @@ pub(super) fn pipeline(shared: &Shared, settings: &Settings) -> Vec<Document> {
         doc! {"$match": {"ns.coll": {"$nin": &settings.unwatched}}},
         doc! {"$project": {
             "operationType": 1, "ns": 1, "to": 1, "documentKey._id": 1, "clusterTime": 1,
-            "lsid.id": 1, "txnNumber": 1,
+            "wallTime": 1, "lsid.id": 1, "txnNumber": 1,
             "updateDescription": {"$cond": [
                 {"$lt": [{"$bsonSize": {"$ifNull": ["$updateDescription", {}]}}, DESCRIPTION_BYTES]},
                 "$updateDescription", "$$REMOVE",

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use crate::common::kit::{both, converged_without_conflict, wait_content};
 use crate::common::{Daemon, World};
-use mongodb::bson::{Document, doc};
+use mongodb::bson::spec::BinarySubtype;
+use mongodb::bson::{self, Binary, Document, Timestamp, doc};
+use mongodb::{ClusterTime, Collection, IndexModel};
 use sangam::mongod::MongoServer;
 
 /// Starts the daemon and expects it to refuse: exit code 78, and these words.
@@ -115,51 +117,148 @@ fn copy(from: &Path, to: &Path) {
     assert!(copied.unwrap().success());
 }
 
+/// A write at a time of the server's own counting, right after `time`.
+async fn write_after(c: &Collection<Document>, time: Timestamp, document: Document) {
+    let signature = doc! {"hash": Binary { subtype: BinarySubtype::Generic, bytes: vec![0; 20] }, "keyId": 0_i64};
+    let time = doc! {"clusterTime": time, "signature": signature};
+    let time: ClusterTime = bson::deserialize_from_document(time).unwrap();
+    let mut session = c.client().start_session().await.unwrap();
+    session.advance_cluster_time(&time);
+    c.insert_one(document).session(&mut session).await.unwrap();
+}
+
+/// The time of the oplog entry that inserted a document.
+async fn time_of(c: &Collection<Document>, id: i32) -> Timestamp {
+    let local = c.client().database("local");
+    let oplog = local.collection::<Document>("oplog.rs");
+    let filter = doc! {"op": "i", "ns": c.namespace().to_string(), "o._id": id};
+    let entry = oplog.find_one(filter).await.unwrap();
+    entry.unwrap().get_timestamp("ts").unwrap()
+}
+
+async fn put_back_between_two_starts(local: bool, same_time: bool) {
+    // GIVEN a backup of one server, and a state that has seen more than that
+    let mut world = World::with_own_servers("r12_backup").await;
+    let mut daemon = world.start().await;
+    let (here, _) = both(&world, "c");
+    here.insert_one(doc! {"_id": 1}).await.unwrap();
+    world.wait_converged(&daemon).await;
+    daemon.kill9();
+    let backup = world.dir().join("backup");
+    let servers = world.own_servers();
+    let server = if local {
+        &mut servers.local
+    } else {
+        &mut servers.remote
+    };
+    server.stop().await.unwrap();
+    let data = server.dir().join("data");
+    copy(&data, &backup);
+    server.restart().await.unwrap();
+    daemon.restart().await;
+    let (here, there) = both(&world, "c");
+    let ahead = if local { here } else { there };
+    // A time that the server's clock does not reach, so that it counts up from there.
+    let mut before = time_of(&ahead, 1).await;
+    before.time += 3600;
+    write_after(&ahead, before, doc! {"_id": 2}).await;
+    converged_without_conflict(&world, &daemon).await;
+    daemon.kill9();
+    let time = time_of(&ahead, 2).await;
+    // WHEN the server is restored from it
+    let servers = world.own_servers();
+    let server = if local {
+        &mut servers.local
+    } else {
+        &mut servers.remote
+    };
+    server.kill9().unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy(&backup, &data);
+    server.restart().await.unwrap();
+    if same_time {
+        // AND gives the same time to something else
+        let client = server.client().await.unwrap();
+        let ahead = client.database(&world.name).collection("c");
+        write_after(&ahead, before, doc! {"_id": 3}).await;
+        assert_eq!(time_of(&ahead, 3).await, time);
+    }
+    // THEN its silence isn't taken for peace
+    refused(
+        &mut daemon,
+        &["restored from a backup", "reconcile --adopt"],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn r12_a_server_restored_from_a_backup_is_refused() {
-    for local in [true, false] {
-        // GIVEN a backup of one server, and a state that has seen more than that
-        let mut world = World::with_own_servers("r12_backup").await;
-        let mut daemon = world.start().await;
-        let (here, _) = both(&world, "c");
-        here.insert_one(doc! {"_id": 1}).await.unwrap();
+    put_back_between_two_starts(true, false).await;
+    put_back_between_two_starts(false, false).await;
+}
+
+#[tokio::test]
+async fn r12_a_restored_server_that_counts_its_times_anew_is_refused() {
+    put_back_between_two_starts(true, true).await;
+    put_back_between_two_starts(false, true).await;
+}
+
+#[tokio::test]
+async fn r12_whatever_was_seen_last_is_found_again() {
+    let world = World::new("r12_last").await;
+    let mut daemon = world.start().await;
+    let (_, there) = both(&world, "c");
+    let database = there.client().database(&world.name);
+    // GIVEN a last event of each kind on the remote
+    for kind in [
+        "insert",
+        "many",
+        "update",
+        "delete",
+        "transaction",
+        "large transaction",
+        "index",
+        "create",
+    ] {
+        match kind {
+            "insert" => drop(there.insert_one(doc! {"_id": 1}).await.unwrap()),
+            "many" => {
+                let many = (10..500).map(|n| doc! {"_id": n});
+                there.insert_many(many).await.unwrap();
+            }
+            "update" => {
+                let update = doc! {"$set": {"a": 1}};
+                there.update_one(doc! {"_id": 1}, update).await.unwrap();
+            }
+            "delete" => drop(there.delete_one(doc! {"_id": 1}).await.unwrap()),
+            "transaction" | "large transaction" => {
+                // More than 16 MB are several entries of the oplog.
+                let (first, bytes) = if kind == "transaction" {
+                    (1000, 10)
+                } else {
+                    (2000, 9 << 20)
+                };
+                let mut session = there.client().start_session().await.unwrap();
+                session.start_transaction().await.unwrap();
+                for n in 0..3 {
+                    let large = doc! {"_id": first + n, "a": "a".repeat(bytes)};
+                    there.insert_one(large).session(&mut session).await.unwrap();
+                }
+                session.commit_transaction().await.unwrap();
+            }
+            "index" => {
+                let index = IndexModel::builder().keys(doc! {"a": 1}).build();
+                there.create_index(index).await.unwrap();
+            }
+            _ => database.create_collection("d").await.unwrap(),
+        }
         world.wait_converged(&daemon).await;
-        daemon.kill9();
-        let backup = world.dir().join("backup");
-        let servers = world.own_servers();
-        let server = if local {
-            &mut servers.local
-        } else {
-            &mut servers.remote
-        };
-        server.stop().await.unwrap();
-        let data = server.dir().join("data");
-        copy(&data, &backup);
-        server.restart().await.unwrap();
+        // WHEN the daemon is started anew THEN it goes on
+        assert!(daemon.terminate().await.success());
         daemon.restart().await;
-        let (here, there) = both(&world, "c");
-        let ahead = if local { here } else { there };
-        ahead.insert_one(doc! {"_id": 2}).await.unwrap();
-        converged_without_conflict(&world, &daemon).await;
-        daemon.kill9();
-        // WHEN the server is restored from it
-        let servers = world.own_servers();
-        let server = if local {
-            &mut servers.local
-        } else {
-            &mut servers.remote
-        };
-        server.kill9().unwrap();
-        std::fs::remove_dir_all(&data).unwrap();
-        copy(&backup, &data);
-        server.restart().await.unwrap();
-        // THEN its silence isn't taken for peace
-        refused(
-            &mut daemon,
-            &["restored from a backup", "reconcile --adopt"],
-        )
-        .await;
     }
+    there.insert_one(doc! {"_id": 3000}).await.unwrap();
+    converged_without_conflict(&world, &daemon).await;
 }
 
 /// Which server is put back. Those that the driver knows as a primary, by its election, it never takes
