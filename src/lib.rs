@@ -69,6 +69,7 @@ pub mod loss;
 pub mod many;
 pub mod metrics;
 pub mod mongod;
+mod moved;
 pub mod notify;
 pub mod order;
 pub mod outgoing;

@@ -294,17 +294,19 @@ impl Metrics {
         drop(self.batch_seconds.get_or_create(&vec![]));
     }
 
-    /// A document was written to `to`, `waited_ms` after its change was noted.
-    pub fn moved(&self, to: Side, bytes: usize, waited_ms: i64) {
+    /// Documents of so many bytes in all were written to `to`, each so many ms after its change was noted.
+    pub fn moved(&self, to: Side, bytes: usize, waited_ms: &[i64]) {
         let labels = towards(to);
-        self.documents.get_or_create(&labels).inc();
+        let documents = waited_ms.len() as u64;
+        self.documents.get_or_create(&labels).inc_by(documents);
         self.bytes.get_or_create(&labels).inc_by(bytes as u64);
-        let waited = Duration::from_millis(u64::try_from(waited_ms).unwrap_or(0));
-        self.delay
-            .get_or_create(&labels)
-            .observe(waited.as_secs_f64());
+        let delay = self.delay.get_or_create(&labels);
+        for waited in waited_ms {
+            let waited = Duration::from_millis(u64::try_from(*waited).unwrap_or(0));
+            delay.observe(waited.as_secs_f64());
+        }
         let moved = &mut lock(&self.moved)[to as usize];
-        moved.documents += 1;
+        moved.documents += documents;
         moved.bytes += bytes as u64;
     }
 

@@ -46,7 +46,7 @@ fn status() -> Status {
 
 fn text() -> String {
     let metrics = Metrics::default();
-    metrics.moved(Side::Remote, 100, 70);
+    metrics.moved(Side::Remote, 100, &[70]);
     metrics.batch(3, Duration::from_millis(20));
     let vitals = Vitals {
         free_disk: Some(5),

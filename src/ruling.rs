@@ -284,7 +284,7 @@ async fn step_done(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<(), Fail
     if let Some((db, coll)) = shared.store.namespace_name(step.key.ns()) {
         let shown = shared.settings().display(&db, &coll);
         let bytes = step.new.as_ref().map_or(0, Vec::len);
-        shared.runs.moved(step.side, &shown, bytes);
+        shared.runs.moved(step.side, &shown, 1, bytes);
     }
     shared
         .store

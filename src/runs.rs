@@ -62,14 +62,14 @@ impl Runs {
         change(&mut current.run);
     }
 
-    /// A document was written to `to`.
-    pub fn moved(&self, to: Side, collection: &str, bytes: usize) {
+    /// So many documents, of so many bytes in all, were written to `to`.
+    pub fn moved(&self, to: Side, collection: &str, documents: usize, bytes: usize) {
         self.with(|run| {
             let counts = match to {
                 Side::Remote => &mut run.local_to_remote,
                 Side::Local => &mut run.remote_to_local,
             };
-            *counts.entry(collection.to_owned()).or_default() += 1;
+            *counts.entry(collection.to_owned()).or_default() += documents as u64;
             run.bytes_transferred += bytes as u64;
         });
     }

@@ -14,6 +14,7 @@ use crate::failure::{Class, Failure};
 use crate::guard::Verdict;
 use crate::key::Key;
 use crate::metrics::Retried;
+use crate::moved::Moved;
 use crate::retry::delay_of_attempt;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::base;
@@ -312,6 +313,8 @@ pub(crate) async fn verdicts(
     let mut settled = Vec::with_capacity(group.len());
     let mut indexes = Vec::with_capacity(group.len());
     let mut losses = Vec::new();
+    let mut moved = Moved::default();
+    let dictionaries = shared.store.dictionaries();
     let now = Utc::now().timestamp_millis();
     for (planned, verdict) in group.into_iter().zip(verdicts) {
         let item = &mut items[planned.item];
@@ -322,7 +325,6 @@ pub(crate) async fn verdicts(
         item.state = match &verdict {
             Verdict::Done => {
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
-                shared.runs.moved(planned.side, &item.ns.shown, bytes);
                 match (&planned.write.expect, &planned.write.new) {
                     (_, None) => {
                         losses.push((Some(planned.side.other()), planned.write.key.clone()));
@@ -335,11 +337,9 @@ pub(crate) async fn verdicts(
                     Side::Local => &item.work.inbox,
                 };
                 let waited = row.as_ref().map_or(0, |r| now - r.at);
-                shared.metrics.moved(planned.side, bytes, waited);
-                lock(&shared.activity).insert(item.ns.shown.clone(), now);
+                moved.add(planned.side, &item.ns, bytes, waited);
                 let clash = planned.clash.as_ref();
                 overruled = clash.map(|clash| (item.ns.shown.clone(), clash.kind));
-                let dictionaries = shared.store.dictionaries();
                 let ns = planned.write.key.ns();
                 let after = planned.base_after.as_deref();
                 base = after.map(|content| dictionaries.encode(ns, content));
@@ -385,6 +385,7 @@ pub(crate) async fn verdicts(
             rejected: refused,
         });
     }
+    moved.tell(shared, now);
     let retry = settings.config.retry.clone();
     let stamping = settings.config.sync.stamp_documents;
     let no_seq = shared.failpoints.mutated("clear_noseq");

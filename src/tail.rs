@@ -7,6 +7,7 @@
 
 mod event;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -378,12 +379,18 @@ async fn commit(
     let seen = token_time(token);
     let token = token.as_bytes().to_vec();
     let mut changes = Vec::with_capacity(events.len());
-    let mut numbers = std::collections::HashMap::new();
+    let mut numbers: HashMap<&str, u32> = HashMap::new();
+    let mut synced: HashMap<&str, bool> = HashMap::new();
     // Deletions where documents go by themselves: index of the change, how, when.
     let mut gone_where = Vec::new();
     let mut transactions = Vec::new();
     for event in &events {
-        match parse(event, &settings, db) {
+        let is_synced = |coll| {
+            *synced
+                .entry(coll)
+                .or_insert_with(|| settings.is_synced(db, coll))
+        };
+        match parse(event, &settings.sync_fields, is_synced) {
             Event::Change {
                 coll,
                 id,
@@ -391,10 +398,10 @@ async fn commit(
                 created,
                 transaction,
             } => {
-                let ns = match numbers.get(&coll) {
+                let ns = match numbers.get(coll) {
                     Some(n) => *n,
                     None => {
-                        let n = shared.store.namespace(db, &coll).await?;
+                        let n = shared.store.namespace(db, coll).await?;
                         numbers.insert(coll, n);
                         n
                     }
@@ -421,9 +428,7 @@ async fn commit(
                     changes.push(Change { key, id, hint });
                 }
             }
-            Event::Halt { coll, what } => {
-                crate::halt::halt(shared, side, db, coll.as_deref(), &what).await?
-            }
+            Event::Halt { coll, what } => crate::halt::halt(shared, side, db, coll, &what).await?,
             Event::Schema => shared.schema.wake.notify_one(),
             Event::Nothing => {}
         }

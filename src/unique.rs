@@ -74,6 +74,7 @@ pub(crate) async fn untie_all(
                     shared.runs.moved(
                         side,
                         &item.ns.shown,
+                        1,
                         item.local.as_ref().map_or(0, Vec::len),
                     );
                 }

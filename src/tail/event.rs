@@ -3,7 +3,7 @@
 use bson::{Document, RawDocument, doc};
 
 use crate::key::Id;
-use crate::raw;
+use crate::raw::{self, Element};
 use crate::shared::{Settings, Shared};
 use crate::store::queue;
 
@@ -36,9 +36,9 @@ pub(super) fn pipeline(shared: &Shared, settings: &Settings) -> Vec<Document> {
 }
 
 /// What one event asks for.
-pub(super) enum Event {
+pub(super) enum Event<'a> {
     Change {
-        coll: String,
+        coll: &'a str,
         id: Id,
         hint: Option<Vec<u8>>,
         created: bool,
@@ -46,7 +46,7 @@ pub(super) enum Event {
         transaction: Option<i64>,
     },
     Halt {
-        coll: Option<String>,
+        coll: Option<&'a str>,
         what: String,
     },
     /// Indexes or options changed.
@@ -54,77 +54,98 @@ pub(super) enum Event {
     Nothing,
 }
 
-/// Reads one event; what is not synced, or only ours, asks for nothing.
-pub(super) fn parse(event: &RawDocument, settings: &Settings, db: &str) -> Event {
-    let kind = event.get_str("operationType").unwrap_or_default();
-    if event.get_str("tag").is_ok_and(|tag| tag == "synced") {
-        return Event::Nothing;
+/// What an event has, found in one pass.
+#[derive(Default)]
+struct Fields<'a> {
+    kind: &'a str,
+    coll: Option<&'a str>,
+    id: Option<Element<'a>>,
+    description: Option<&'a [u8]>,
+    session: Option<&'a [u8]>,
+    number: Option<i64>,
+    tag: Option<&'a str>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(event: &'a RawDocument) -> Self {
+        let mut all = Self::default();
+        for e in raw::elements(event.as_bytes()).map_while(Result::ok) {
+            match e.name {
+                b"operationType" => all.kind = raw::text(&e).unwrap_or_default(),
+                b"ns" => {
+                    let coll = raw::get(e.value, b"coll");
+                    all.coll = coll.as_ref().and_then(raw::text);
+                }
+                b"documentKey" => all.id = raw::get(e.value, b"_id"),
+                b"updateDescription" if e.kind == raw::DOCUMENT => all.description = Some(e.value),
+                b"lsid" => all.session = Some(e.value),
+                b"txnNumber" => {
+                    all.number = e.value.try_into().ok().map(i64::from_le_bytes);
+                }
+                b"tag" => all.tag = raw::text(&e),
+                _ => {}
+            }
+        }
+        all
     }
-    let coll = event
-        .get_document("ns")
-        .ok()
-        .and_then(|ns| ns.get_str("coll").ok());
-    match kind {
-        "insert" | "update" | "replace" | "delete" => {
-            let Some(coll) = coll.filter(|c| settings.is_synced(db, c)) else {
-                return Event::Nothing;
-            };
-            let key = event
-                .get_document("documentKey")
-                .ok()
-                .and_then(|k| raw::get(k.as_bytes(), b"_id"));
-            let Some(id) = key.map(|e| Id::from_element(&e)) else {
-                return Event::Nothing;
-            };
-            let hint = match kind {
-                "delete" => Some(b"d".to_vec()),
-                "update" => match event.get_document("updateDescription") {
-                    Ok(d) if queue::only_sync_fields(d.as_bytes(), &settings.sync_fields) => {
-                        return Event::Nothing;
-                    }
-                    Ok(d) => Some([b"u", d.as_bytes()].concat()),
-                    Err(_) => None,
-                },
-                _ => None,
-            };
-            Event::Change {
-                coll: coll.to_owned(),
-                id,
-                hint,
-                created: kind == "insert",
-                transaction: transaction(event),
-            }
-        }
-        "drop" | "rename" => match coll.filter(|c| settings.is_synced(db, c)) {
-            Some(coll) => Event::Halt {
-                coll: Some(coll.to_owned()),
-                what: format!("was {}", past(kind)),
-            },
-            None => Event::Nothing,
-        },
-        "create" | "createIndexes" | "dropIndexes" | "modify" => {
-            match coll.filter(|c| settings.is_synced(db, c)) {
-                Some(_) => Event::Schema,
-                None => Event::Nothing,
-            }
-        }
-        "dropDatabase" => Event::Halt {
-            coll: None,
-            what: "was dropped".into(),
-        },
-        _ => Event::Nothing,
+
+    /// A number for the transaction; only events of transactions have one (seen on 6.0).
+    fn transaction(&self) -> Option<i64> {
+        let mut both = self.session?.to_vec();
+        both.extend_from_slice(&self.number?.to_le_bytes());
+        let hash = xxhash_rust::xxh3::xxh3_64(&both);
+        Some(i64::from_le_bytes(hash.to_le_bytes()))
     }
 }
 
-/// A number for the transaction of an event; only events of transactions have one (seen on 6.0).
-fn transaction(event: &RawDocument) -> Option<i64> {
-    let number = event.get_i64("txnNumber").ok()?;
-    let session = event.get_document("lsid").ok()?;
-    let mut both = session.as_bytes().to_vec();
-    both.extend_from_slice(&number.to_le_bytes());
-    Some(i64::from_le_bytes(
-        xxhash_rust::xxh3::xxh3_64(&both).to_le_bytes(),
-    ))
+/// Reads one event; what is not synced, or only ours, asks for nothing.
+pub(super) fn parse<'a>(
+    event: &'a RawDocument,
+    sync_fields: &[String],
+    is_synced: impl FnOnce(&'a str) -> bool,
+) -> Event<'a> {
+    let fields = Fields::of(event);
+    if fields.tag == Some("synced") {
+        return Event::Nothing;
+    }
+    let kind = fields.kind;
+    if kind == "dropDatabase" {
+        return Event::Halt {
+            coll: None,
+            what: "was dropped".into(),
+        };
+    }
+    let Some(coll) = fields.coll.filter(|c| is_synced(c)) else {
+        return Event::Nothing;
+    };
+    match kind {
+        "insert" | "update" | "replace" | "delete" => {
+            let Some(id) = &fields.id else {
+                return Event::Nothing;
+            };
+            let hint = match (kind, fields.description) {
+                ("delete", _) => Some(b"d".to_vec()),
+                ("update", Some(d)) if queue::only_sync_fields(d, sync_fields) => {
+                    return Event::Nothing;
+                }
+                ("update", Some(d)) => Some([b"u", d].concat()),
+                _ => None,
+            };
+            Event::Change {
+                coll,
+                id: Id::from_element(id),
+                hint,
+                created: kind == "insert",
+                transaction: fields.transaction(),
+            }
+        }
+        "drop" | "rename" => Event::Halt {
+            coll: Some(coll),
+            what: format!("was {}", past(kind)),
+        },
+        "create" | "createIndexes" | "dropIndexes" | "modify" => Event::Schema,
+        _ => Event::Nothing,
+    }
 }
 
 fn past(kind: &str) -> &'static str {
