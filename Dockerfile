@@ -4,7 +4,9 @@
 # MONGODB_LOCAL_URL and MONGODB_CLOUD_URL. State: the volume /var/lib/sangam. The root file system
 # may be read-only (`--read-only --tmpfs /run/sangam:uid=10840,gid=10840`).
 FROM rust:1.95.0-slim-bookworm AS build
-# It has a C compiler, too: SQLite, zstd and ring are compiled from the sources in their crates.
+# It has a C compiler, too: SQLite, zstd, ring and jemalloc are compiled from the sources in their crates,
+# the last one by make.
+RUN apt-get update && apt-get install --yes --no-install-recommends make && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY config config
