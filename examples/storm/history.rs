@@ -322,6 +322,10 @@ impl Scene {
                 Err(error) if out_of_time => bail!("cannot look: {error:#}"),
                 Err(_) => {
                     since = Instant::now();
+                    // A server that died before it had written down its last election holds one of the
+                    // same number or less: the client that has seen the last one takes it no more.
+                    (self.local_dbs, self.remote_db) =
+                        databases(&self.locals, &self.remote).await?;
                     tokio::time::sleep(Duration::from_millis(300)).await;
                     continue;
                 }
