@@ -7,7 +7,8 @@ use sangam::cli::{self, Args, Command};
 use sangam::demo;
 
 /// Gives back what is free after a burst, which the C library keeps. SQLite and zstd use it as well.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+/// (Not in debug builds: `libfaketime`, by which the storm sets their clocks wrong, hangs with it.)
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(debug_assertions)))]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

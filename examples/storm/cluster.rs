@@ -206,6 +206,26 @@ impl Clock {
         Ok(clock)
     }
 
+    /// Whether a program starts with it: where `libfaketime` meets an allocator other than the C
+    /// library's, both wait for each other.
+    pub fn suits(&self, program: &Path) -> Result<bool> {
+        let mut child = std::process::Command::new(program)
+            .arg("--version")
+            .envs(self.env())
+            .stdout(std::process::Stdio::null())
+            .spawn()?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if child.try_wait()?.is_some() {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        child.kill()?;
+        child.wait()?;
+        Ok(false)
+    }
+
     /// Lets the clock jump.
     pub fn set(&self, offset: i64) -> Result<()> {
         Ok(std::fs::write(&self.file, format!("{offset:+}s\n"))?)
