@@ -105,7 +105,8 @@ pub fn seen_name(side: Side, db: &str) -> String {
 /// An event as the oplog knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    time: Timestamp,
+    /// Its cluster time.
+    pub time: Timestamp,
     /// When it was written by the server's clock, in ms; servers before 6.0 don't tell.
     wall: Option<i64>,
 }

@@ -376,7 +376,8 @@ async fn commit(
     let Ok(token) = last.get_document("_id") else {
         return Ok(());
     };
-    let seen = token_time(token);
+    let event_seen = Seen::of(last);
+    let seen = event_seen.map(|event| event.time);
     let token = token.as_bytes().to_vec();
     let mut changes = Vec::with_capacity(events.len());
     let mut numbers: HashMap<&str, u32> = HashMap::new();
@@ -454,7 +455,7 @@ async fn commit(
     let degraded = any && shared.degraded.load(Ordering::Relaxed);
     let db_name = db.to_owned();
     let seen_name = identity::seen_name(side, db);
-    let seen_text = Seen::of(last).map(|seen| seen.text());
+    let seen_text = event_seen.map(|event| event.text());
     shared
         .store
         .call(move |c| {

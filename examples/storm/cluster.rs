@@ -1,6 +1,7 @@
 //! A replica set of one or three servers, each with a clock of its own.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,6 +9,7 @@ use mongodb::Client;
 use mongodb::bson::{Document, Timestamp, doc};
 use mongodb::options::ClientOptions;
 use sangam::mongod::{MongoServer, ServerOptions};
+use sangam::process::Child;
 
 /// A machine that has not come back by then won't.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -208,22 +210,14 @@ impl Clock {
 
     /// Whether a program starts with it: where `libfaketime` meets an allocator other than the C
     /// library's, both wait for each other.
-    pub fn suits(&self, program: &Path) -> Result<bool> {
-        let mut child = std::process::Command::new(program)
+    pub async fn suits(&self, program: &Path) -> Result<bool> {
+        let mut command = Command::new(program);
+        command
             .arg("--version")
             .envs(self.env())
-            .stdout(std::process::Stdio::null())
-            .spawn()?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < deadline {
-            if child.try_wait()?.is_some() {
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        child.kill()?;
-        child.wait()?;
-        Ok(false)
+            .stdout(Stdio::null());
+        let mut child = Child::spawn(&mut command)?;
+        Ok(child.wait(Duration::from_secs(10)).await?.is_some())
     }
 
     /// Lets the clock jump.

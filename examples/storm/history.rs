@@ -134,8 +134,10 @@ impl Scene {
             disks.extend(disk);
         }
         let clock = |i: usize| clocks.get(i).cloned().flatten();
-        let any_clock = clocks.iter().flatten().next();
-        let takes_clocks = any_clock.map_or(Ok(true), |clock| clock.suits(program))?;
+        let takes_clocks = match clocks.iter().flatten().next() {
+            Some(clock) => clock.suits(program).await?,
+            None => true,
+        };
         if !takes_clocks {
             println!("storm: this build of the daemon hangs with libfaketime: its clock is right");
         }

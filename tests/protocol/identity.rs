@@ -161,7 +161,11 @@ async fn put_back_between_two_starts(local: bool, same_time: bool) {
     // A time that the server's clock does not reach, so that it counts up from there.
     let mut before = time_of(&ahead, 1).await;
     before.time += 3600;
-    write_after(&ahead, before, doc! {"_id": 2}).await;
+    if same_time {
+        write_after(&ahead, before, doc! {"_id": 2}).await;
+    } else {
+        ahead.insert_one(doc! {"_id": 2}).await.unwrap();
+    }
     converged_without_conflict(&world, &daemon).await;
     daemon.kill9();
     let time = time_of(&ahead, 2).await;
