@@ -34,7 +34,7 @@ use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::side::AMBIGUOUS_FOR;
 use crate::store::queue::{self, Change};
-use crate::store::{self, base, records};
+use crate::store::{self, base, intents, records};
 use crate::walk::{Found, Place, Range};
 use crate::{halt, loss, reconcile, runs};
 
@@ -297,14 +297,10 @@ async fn rest(shared: &Arc<Shared>) -> Result<(), Failure> {
     while shared.in_flight.load(Ordering::Acquire) > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let undecided = shared.store.call(|c| {
-        c.query_row("SELECT EXISTS(SELECT 1 FROM intents)", [], |r| {
-            r.get::<_, bool>(0)
-        })
-    });
+    let undecided = shared.store.call(intents::any);
     if undecided.await.map_err(store_failed)? {
         tokio::time::sleep(AMBIGUOUS_FOR).await;
-        let dropped = shared.store.call(|c| c.execute("DELETE FROM intents", []));
+        let dropped = shared.store.call(intents::forget_every);
         dropped.await.map_err(store_failed)?;
     }
     Ok(())
@@ -339,7 +335,11 @@ async fn compare(shared: &Arc<Shared>, state: &mut State) -> Result<(), Failure>
             let count = extent::compare(shared, &place, &range, |f| match f {
                 Found::Differs(d) => found.push((d.key, d.id)),
                 Found::Equal(key, content) => {
-                    let encoded = shared.store.dictionaries().encode(key.ns(), &content);
+                    let encoded = shared
+                        .store
+                        .dictionaries()
+                        .packer(key.ns())
+                        .encode(&content);
                     equal.push((key, encoded));
                 }
             })

@@ -74,12 +74,34 @@ pub(crate) struct Planned {
     pub(crate) side: Side,
     pub(crate) write: Write,
     pub(crate) form: Form,
-    pub(crate) base_after: Option<Vec<u8>>,
-    /// Whether both sides are equal once it is done.
-    pub(crate) last: bool,
+    /// What base becomes once it is done: the content as written, where both sides are equal then.
+    pub(crate) then: Then,
     pub(crate) clash: Option<Clash>,
     /// What its transaction leaves behind, if it goes in one that needs it.
     pub(crate) receipt: Option<Receipt>,
+}
+
+/// What base becomes once a write is done.
+pub(crate) enum Then {
+    /// What was written: both sides are equal.
+    Written,
+    /// This, and the other side is written next.
+    Base(Option<Vec<u8>>),
+}
+
+impl Planned {
+    /// Whether both sides are equal once it is done.
+    pub(crate) fn is_last(&self) -> bool {
+        matches!(self.then, Then::Written)
+    }
+
+    /// What base becomes once it is done.
+    pub(crate) fn base_after(&self) -> Option<&[u8]> {
+        match &self.then {
+            Then::Written => self.write.new.as_deref(),
+            Then::Base(base) => base.as_deref(),
+        }
+    }
 }
 
 /// Works through claimed keys and lets go of them. An error means that a side or the store failed.
@@ -318,12 +340,14 @@ fn plan(
     sync_fields: &[String],
 ) -> Planned {
     let own = |content: Option<&[u8]>| content.map(<[u8]>::to_vec);
-    let (side, expect, new, last) = match target {
-        Target::Local => (Side::Remote, view.remote, own(view.local), true),
-        Target::Remote => (Side::Local, view.local, own(view.remote), true),
-        Target::Merged(merged) => (Side::Remote, view.remote, Some(merged), false),
+    let (side, expect, new, then) = match target {
+        Target::Local => (Side::Remote, view.remote, own(view.local), Then::Written),
+        Target::Remote => (Side::Local, view.local, own(view.remote), Then::Written),
+        Target::Merged(merged) => {
+            let then = Then::Base(own(view.local));
+            (Side::Remote, view.remote, Some(merged), then)
+        }
     };
-    let base_after = if last { new.clone() } else { own(view.local) };
     let write = Write {
         key: item.work.key.clone(),
         id: item.work.id.clone(),
@@ -336,8 +360,7 @@ fn plan(
         side,
         write,
         form,
-        base_after,
-        last,
+        then,
         clash,
         receipt: None,
     }
@@ -356,10 +379,6 @@ async fn write_all(
         believe_anything(shared, settings, items, &mut planned).await?;
     }
     let (planned, together) = transaction::groups(shared, settings, items, planned).await?;
-    let all = planned.iter().chain(together.iter().flatten());
-    settle::put_intents(shared, settings, items, all).await?;
-    shared.failpoints.crash("before_write");
-    let mut failed = transaction::send(shared, settings, items, together).await?;
     let mut groups: HashMap<(Side, u32), Vec<Planned>> = HashMap::new();
     for p in planned {
         groups
@@ -367,7 +386,12 @@ async fn write_all(
             .or_default()
             .push(p);
     }
-    for ((side, _), group) in groups {
+    let groups: Vec<_> = groups.into_values().collect();
+    let tickets = settle::put_intents(shared, settings, items, &groups, &together).await?;
+    shared.failpoints.crash("before_write");
+    let mut failed = transaction::send(shared, settings, items, together).await?;
+    for (group, ticket) in groups.into_iter().zip(tickets) {
+        let side = group[0].side;
         let ns = items[group[0].item].ns.clone();
         let endpoint = shared.endpoint(side)?;
         let writes: Vec<_> = group.iter().map(|p| (&p.write, &p.form)).collect();
@@ -403,7 +427,7 @@ async fn write_all(
             )
         };
         shared.notice(&format!("rights:{}", side.name()), refused.then(text));
-        settle::verdicts(shared, settings, items, group, outcome.verdicts).await?;
+        settle::verdicts(shared, settings, items, group, outcome.verdicts, ticket).await?;
         shared.failpoints.crash("after_base");
         failed = failed.or(failure.filter(Failure::is_offline));
     }

@@ -10,14 +10,13 @@
 //! same, and the caller must queue the document. All of this is in memory: after a crash, events that
 //! nobody expects are looked at, and writes without an answer have their intents.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::decide::Side;
 use crate::guard::{Form, Write};
-use crate::key::Key;
+use crate::key::{Key, KeyMap};
 use crate::raw::{self, Element};
 use crate::shared::lock;
 
@@ -61,7 +60,7 @@ pub fn is_known(form: &Form) -> bool {
 /// Writes of ours whose event may still come, by side.
 #[derive(Debug)]
 pub struct Echoes {
-    debts: [Mutex<HashMap<Key, (Stage, Said)>>; 2],
+    debts: [Mutex<KeyMap<(Stage, Said)>>; 2],
     /// Nobody shall be able to make up an event that is taken for one of ours.
     seed: u64,
 }
@@ -81,6 +80,7 @@ impl Echoes {
         let known = writes.filter_map(|(write, form)| Some((write, self.said(write, form)?)));
         let known: Vec<_> = known.collect();
         let mut all = lock(&self.debts[side as usize]);
+        all.reserve(known.len());
         for (write, said) in known {
             if all.len() < MOST {
                 all.insert(write.key.clone(), (Stage::Sent, said));
@@ -170,7 +170,7 @@ impl Echoes {
                 all.remove(key);
                 if all.is_empty() {
                     // A burst is over: its memory is given back.
-                    *all = HashMap::new();
+                    *all = KeyMap::default();
                 }
                 true
             }

@@ -1,13 +1,11 @@
 //! What a comparison covers: the collections of both sides, and what differs in a range of one.
 
-use std::collections::HashMap;
-
 use tokio::sync::mpsc;
 
 use crate::command::CommandError;
 use crate::decide::Side;
 use crate::failure::Failure;
-use crate::key::{Id, Key};
+use crate::key::{Id, KeyMap};
 use crate::reconcile::collections;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -29,7 +27,7 @@ pub struct Extent {
 }
 
 /// Documents by key.
-type Documents = HashMap<Key, Vec<u8>>;
+type Documents = KeyMap<Vec<u8>>;
 
 impl Extent {
     /// Reads documents on both sides at once, by `_id`: what the local side holds, what the remote.

@@ -9,6 +9,8 @@
 
 mod statement;
 
+use std::borrow::Cow;
+
 use bson::Document;
 
 use crate::config::FieldNames;
@@ -533,9 +535,9 @@ fn fitting<'a>(content: &[u8], stamp: Option<Stamp<'a>>) -> Option<Stamp<'a>> {
 }
 
 /// A content with the sync fields at its end, if they have room there.
-pub fn stamped(content: &[u8], stamp: Option<Stamp<'_>>) -> Vec<u8> {
+pub fn stamped<'a>(content: &'a [u8], stamp: Option<Stamp<'_>>) -> Cow<'a, [u8]> {
     let Some(stamp) = fitting(content, stamp) else {
-        return content.to_vec();
+        return content.into();
     };
     let mut w = Writer::new();
     for e in raw::elements(content).map_while(Result::ok) {
@@ -544,7 +546,7 @@ pub fn stamped(content: &[u8], stamp: Option<Stamp<'_>>) -> Vec<u8> {
     w.date(&stamp.fields.synced_at, stamp.server_now)
         .str(&stamp.fields.origin, stamp.origin)
         .str(&stamp.fields.sync_status, "synced");
-    w.finish()
+    w.finish().into()
 }
 
 #[cfg(test)]

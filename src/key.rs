@@ -4,13 +4,48 @@
 //! in an `_id` document too, so they must be the same key here (R14). Everything that is not a
 //! number keeps its bytes, except that a symbol equals the string of the same text.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::Deref;
+
+use smallvec::SmallVec;
 
 use crate::raw::{self, Element};
 
+/// Documents by key. The hash is seeded at random, and a third of the price of the standard one.
+pub type KeyMap<T> = HashMap<Key, T, foldhash::quality::RandomState>;
+
+/// Keys of documents; see [`KeyMap`].
+pub type KeySet = HashSet<Key, foldhash::quality::RandomState>;
+
+/// Bytes of a key or an `_id`. The usual ones, of 24 bytes at most, need no memory of their own.
+#[derive(Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Short(SmallVec<[u8; 24]>);
+
+impl Clone for Short {
+    fn clone(&self) -> Self {
+        Self::from(&**self)
+    }
+}
+
+impl Deref for Short {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<&[u8]> for Short {
+    fn from(bytes: &[u8]) -> Self {
+        // Not `SmallVec::from`, which goes byte by byte.
+        Self(SmallVec::from_slice(bytes))
+    }
+}
+
 /// A document key: 4 bytes of namespace number (see `Store`), then the canonical `_id`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(Vec<u8>);
+pub struct Key(Short);
 
 impl Key {
     /// The key of the document with this `_id` element in namespace number `ns`.
@@ -24,15 +59,15 @@ impl Key {
     }
 
     fn from_value(ns: u32, kind: u8, value: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(24);
-        bytes.extend_from_slice(&ns.to_be_bytes());
-        canonical(kind, value, &mut bytes);
+        let mut bytes = Short::default();
+        bytes.0.extend_from_slice(&ns.to_be_bytes());
+        canonical(kind, value, &mut bytes.0);
         Self(bytes)
     }
 
     /// From the bytes kept in the store.
-    pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self(bytes.into())
     }
 
     /// The bytes kept in the store.
@@ -53,7 +88,7 @@ impl fmt::Debug for Key {
             f,
             "Key({}:{:08x})",
             self.ns(),
-            xxhash_rust::xxh3::xxh3_64(&self.0) as u32
+            xxhash_rust::xxh3::xxh3_64(self.as_bytes()) as u32
         )
     }
 }
@@ -64,7 +99,7 @@ pub struct Id {
     /// BSON type byte.
     pub kind: u8,
     /// Value bytes.
-    pub value: Vec<u8>,
+    pub value: Short,
 }
 
 impl Id {
@@ -77,7 +112,7 @@ impl Id {
     pub fn from_element(e: &Element<'_>) -> Self {
         Self {
             kind: e.kind,
-            value: e.value.to_vec(),
+            value: e.value.into(),
         }
     }
 
@@ -94,11 +129,11 @@ impl Id {
         match bytes.split_first() {
             Some((kind, value)) => Self {
                 kind: *kind,
-                value: value.to_vec(),
+                value: value.into(),
             },
             None => Self {
                 kind: 0x0A,
-                value: vec![],
+                value: Short::default(),
             },
         }
     }
@@ -117,7 +152,7 @@ impl Id {
 const NUMBER: u8 = 0x10;
 const STRING: u8 = 0x02;
 
-fn canonical(kind: u8, value: &[u8], out: &mut Vec<u8>) {
+fn canonical(kind: u8, value: &[u8], out: &mut SmallVec<[u8; 24]>) {
     match kind {
         0x10 | 0x12 | 0x01 | 0x13 => {
             out.push(NUMBER);
@@ -142,7 +177,7 @@ fn canonical(kind: u8, value: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn canonical_named(kind: u8, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+fn canonical_named(kind: u8, name: &[u8], value: &[u8], out: &mut SmallVec<[u8; 24]>) {
     out.push(1);
     out.extend_from_slice(name);
     out.push(0);

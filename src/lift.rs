@@ -6,7 +6,6 @@
 //! first (R21). Where it is the other side, base forgets what is missing, so that it reads as new and
 //! comes back. Either may be repeated after a crash: the halt is lifted last.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bson::oid::ObjectId;
@@ -18,7 +17,7 @@ use crate::command::CommandError;
 use crate::conflicts::put_result;
 use crate::decide::Side;
 use crate::halt::{self, Halt};
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeySet};
 use crate::raw::Writer;
 use crate::resolution::Strategy;
 use crate::resolve::{Request, Resolution};
@@ -135,7 +134,7 @@ impl Pass<'_> {
                 )
                 .await;
             shared.note(self.halt.side, &there);
-            let there: HashSet<Key> = there?.into_keys().collect();
+            let there: KeySet = there?.into_keys().collect();
             let missing: Vec<_> = chunk
                 .into_iter()
                 .filter(|(key, ..)| !there.contains(key))
@@ -240,7 +239,7 @@ fn chunk(
     let mut rows = rows.query(params![after, i64::try_from(CHUNK).unwrap_or(i64::MAX)])?;
     let mut found = Vec::new();
     while let Some(r) = rows.next()? {
-        let key = Key::from_bytes(r.get(0)?);
+        let key = Key::from_bytes(r.get_ref(0)?.as_blob()?);
         if key.ns() != ns {
             break;
         }

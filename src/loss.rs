@@ -118,13 +118,12 @@ impl Losses {
         }
     }
 
-    /// A document was created on one side and carried over.
-    pub fn created(&mut self, key: &Key) {
+    /// Documents of a collection were created on one side and carried over.
+    pub fn created<'a>(&mut self, ns: u32, keys: impl Iterator<Item = &'a Key> + Clone) {
         for side in [Side::Local, Side::Remote] {
-            let created = &mut self.of(side, key.ns()).created;
-            if created.len() < MOST_CREATED {
-                created.insert(hash(key));
-            }
+            let created = &mut self.of(side, ns).created;
+            let room = MOST_CREATED.saturating_sub(created.len());
+            created.extend(keys.clone().take(room).map(hash));
         }
     }
 }

@@ -5,7 +5,7 @@
 
 mod clash;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -19,7 +19,7 @@ use crate::decide::{self, Decision, Kind, Side, Target, View};
 use crate::expiry;
 use crate::extent::{self, Extent};
 use crate::failure::Failure;
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeyMap};
 use crate::loss;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -331,7 +331,7 @@ impl<'a> Draft<'a> {
                 self.outlook.held += 1;
                 continue;
             }
-            let content = |found: &HashMap<Key, Vec<u8>>| {
+            let content = |found: &KeyMap<Vec<u8>>| {
                 found
                     .get(&key)
                     .map(|d| strip(d, &self.settings.sync_fields).into_owned())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use crate::batch::{self, Item, Planned, State};
+use crate::batch::{self, Item, Planned, State, Then};
 use crate::config::Policy;
 use crate::conflicts::{self, Found};
 use crate::decide::{Kind, Side};
@@ -21,6 +21,7 @@ use crate::store::base;
 use crate::store::intents::{self, Intent, Kept};
 use crate::store::queue::{self, Change, Row, Work};
 use crate::store::records;
+use crate::store::sent::{self, Ticket};
 
 /// What is known of a document without a write.
 pub(crate) enum Settlement {
@@ -165,7 +166,7 @@ fn agreed(
             base::put(c, &work.key, content.as_deref())?;
         }
     }
-    remove_rows(c, agreed.map(|(work, _)| work), no_seq)
+    remove_rows(c, agreed.map(|(work, _)| work.rows()), no_seq)
 }
 
 fn count_conflicts(shared: &Shared, found: Vec<(String, Kind)>) {
@@ -175,59 +176,79 @@ fn count_conflicts(shared: &Shared, found: Vec<(String, Kind)>) {
     }
 }
 
+/// A document's rows in the outbox and in the inbox.
+type Rows<'a> = (&'a Key, (Option<&'a Row>, Option<&'a Row>));
+
 fn remove_rows<'a>(
     c: &rusqlite::Connection,
-    works: impl Iterator<Item = &'a Work>,
+    rows: impl Iterator<Item = Rows<'a>>,
     no_seq: bool,
 ) -> rusqlite::Result<()> {
-    let (mut outbox, mut inbox) = (Vec::new(), Vec::new());
-    for work in works {
+    let (mut local, mut remote) = (Vec::new(), Vec::new());
+    for (key, (outbox, inbox)) in rows {
         if no_seq {
             // The mutation `clear_noseq`: a key made dirty again in flight is forgotten.
-            for table in ["outbox", "inbox"] {
-                c.execute(
-                    &format!("DELETE FROM {table} WHERE key = ?"),
-                    [work.key.as_bytes()],
-                )?;
+            for of in [Side::Local, Side::Remote] {
+                if let Some(row) = queue::get_row(c, of, key)? {
+                    queue::remove(c, of, key, row.seq)?;
+                }
             }
             continue;
         }
-        outbox.extend(work.outbox.as_ref().map(|row| (&work.key, row.seq)));
-        inbox.extend(work.inbox.as_ref().map(|row| (&work.key, row.seq)));
+        local.extend(outbox.map(|row| (key, row)));
+        remote.extend(inbox.map(|row| (key, row)));
     }
-    queue::remove_all(c, Side::Local, &outbox)?;
-    queue::remove_all(c, Side::Remote, &inbox)
+    queue::remove_all(c, Side::Local, &mut local)?;
+    queue::remove_all(c, Side::Remote, &mut remote)
 }
 
-/// What a write of a batch may leave behind: its intent, and the record of the clash it settles.
+/// What a write of a batch may leave behind beside its intent.
 struct Ahead {
     key: Key,
-    intent: Kept,
-    /// The record, and the digest of what the write replaces.
+    /// The record of the clash it settles, and the digest of what the write replaces.
     overruled: Option<(Vec<u8>, Option<[u8; 32]>)>,
     /// The mutation `base_first`: what base becomes.
     base_first: Option<Option<Vec<u8>>>,
 }
 
 /// Stores the intents of a batch before its first write (R3), and the records of the clashes that
-/// these writes settle (R21).
+/// these writes settle (R21): those of each command in one row, whose ticket is the answer; those of
+/// transactions in a row for each document, since their outcome may be open for long.
 pub(crate) async fn put_intents(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &[Item],
-    planned: impl Iterator<Item = &Planned>,
-) -> Result<(), Failure> {
+    commands: &[Vec<Planned>],
+    transactions: &[Vec<Planned>],
+) -> Result<Vec<Option<Ticket>>, Failure> {
     let epoch = shared.store.epoch();
     let updated_at = &settings.config.fields.updated_at;
     let base_first = shared.failpoints.mutated("base_first");
     let no_intent = shared.failpoints.mutated("no_intent");
-    let ahead: Vec<Ahead> = planned
+    let kept = |p: &Planned| {
+        let base = items[p.item].work.base.as_deref();
+        p.intent(epoch, updated_at).kept(base)
+    };
+    let packed: Vec<_> = commands
+        .iter()
+        .map(|command| {
+            let kept: Vec<_> = command.iter().map(|p| (&p.write.key, kept(p))).collect();
+            sent::pack(kept.iter().map(|(key, kept)| (*key, kept)))
+        })
+        .collect();
+    let rows: Vec<_> = transactions
+        .iter()
+        .flatten()
+        .map(|p| (p.write.key.clone(), kept(p)))
+        .collect();
+    let among = shared.store.sent().clone();
+    let ahead: Vec<Ahead> = commands
+        .iter()
+        .chain(transactions)
+        .flatten()
         .map(|p| Ahead {
             key: p.write.key.clone(),
-            intent: p
-                .intent(epoch, updated_at)
-                .kept(items[p.item].work.base.as_deref()),
-            base_first: base_first.then(|| p.base_after.clone()),
+            base_first: base_first.then(|| p.base_after().map(<[u8]>::to_vec)),
             overruled: p.clash.as_ref().map(|clash| {
                 let item = &items[p.item];
                 let strategy = policy_name(settings.policy(&item.ns.coll), clash.kind);
@@ -241,8 +262,13 @@ pub(crate) async fn put_intents(
         .store
         .call(move |c| {
             let stale = records::any_overruled(c)?;
+            let mut tickets = Vec::with_capacity(packed.len());
+            for packed in &packed {
+                let ticket = (!no_intent).then(|| sent::put(c, &among, packed));
+                tickets.push(ticket.transpose()?);
+            }
             if !no_intent {
-                let rows: Vec<_> = ahead.iter().map(|a| (&a.key, &a.intent)).collect();
+                let rows: Vec<_> = rows.iter().map(|(key, kept)| (key, kept)).collect();
                 intents::put_all(c, &rows)?;
             }
             for a in &ahead {
@@ -257,7 +283,7 @@ pub(crate) async fn put_intents(
                     None => {}
                 }
             }
-            Ok(())
+            Ok(tickets)
         })
         .await
         .map_err(store_failed)
@@ -276,45 +302,69 @@ fn policy_name(policy: Policy, kind: Kind) -> &'static str {
 
 /// One verdict with all that its settlement needs, free of borrows.
 struct Settled {
-    work: Work,
+    /// Rows of the document as they were claimed.
+    outbox: Option<Row>,
+    inbox: Option<Row>,
     planned: Planned,
     /// The new base as the store keeps it, if the write was done.
     base: Option<Vec<u8>>,
     verdict: Verdict,
     /// Somebody else's insert was taken for the echo of this one, which failed.
     missed: bool,
+    /// What stays of its intent, where it had no row of its own.
+    open: Option<Kept>,
     /// Collection and kind of the clash that it settled.
     overruled: Option<(String, Kind)>,
-    rejected: Option<Found>,
+    /// What is put on record of a document that is refused, and its claim.
+    rejected: Option<Box<(Found, Work)>>,
 }
 
 impl Settled {
+    /// What stays of its intent.
+    fn open(&self) -> Option<(&Key, &Kept)> {
+        Some((&self.planned.write.key, self.open.as_ref()?))
+    }
+
     /// A change that asks for a look at the document.
     fn look(&self) -> Change {
         Change {
             key: self.planned.write.key.clone(),
-            id: self.work.id.clone(),
+            id: self.planned.write.id.clone(),
             hint: None,
         }
     }
+
+    fn rows(&self) -> Rows<'_> {
+        let rows = (self.outbox.as_ref(), self.inbox.as_ref());
+        (&self.planned.write.key, rows)
+    }
 }
 
-/// Stores what became of the writes of one side and collection, and moves the items on.
+impl Work {
+    fn rows(&self) -> Rows<'_> {
+        (&self.key, (self.outbox.as_ref(), self.inbox.as_ref()))
+    }
+}
+
+/// Stores what became of the writes of one side and collection, and moves the items on. With a ticket, all
+/// their intents are in its row.
 pub(crate) async fn verdicts(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &mut [Item],
     group: Vec<Planned>,
     verdicts: Vec<Verdict>,
+    ticket: Option<Ticket>,
 ) -> Result<(), Failure> {
     let epoch = shared.store.epoch();
     let updated_at = settings.config.fields.updated_at.as_str();
     let max_retries = settings.config.sync.max_retries;
     let mut settled = Vec::with_capacity(group.len());
     let mut indexes = Vec::with_capacity(group.len());
-    let mut losses = Vec::new();
+    let (mut deleted, mut created) = (Vec::new(), Vec::new());
     let mut moved = Moved::default();
-    let dictionaries = shared.store.dictionaries();
+    let ns = group.first().map_or(0, |p| p.write.key.ns());
+    let packer = shared.store.dictionaries().packer(ns);
     let now = Utc::now().timestamp_millis();
     for (planned, verdict) in group.into_iter().zip(verdicts) {
         let item = &mut items[planned.item];
@@ -322,14 +372,15 @@ pub(crate) async fn verdicts(
         let mut overruled = None;
         let mut refused = None;
         let mut base = None;
+        let mut open = None;
         item.state = match &verdict {
             Verdict::Done => {
                 let bytes = planned.write.new.as_ref().map_or(0, Vec::len);
                 match (&planned.write.expect, &planned.write.new) {
                     (_, None) => {
-                        losses.push((Some(planned.side.other()), planned.write.key.clone()));
+                        deleted.push((planned.side.other(), planned.write.key.clone()));
                     }
-                    (None, _) => losses.push((None, planned.write.key.clone())),
+                    (None, _) => created.push(planned.write.key.clone()),
                     _ => {}
                 }
                 let row = match planned.side {
@@ -340,14 +391,13 @@ pub(crate) async fn verdicts(
                 moved.add(planned.side, &item.ns, bytes, waited);
                 let clash = planned.clash.as_ref();
                 overruled = clash.map(|clash| (item.ns.shown.clone(), clash.kind));
-                let ns = planned.write.key.ns();
-                let after = planned.base_after.as_deref();
-                base = after.map(|content| dictionaries.encode(ns, content));
-                if planned.last {
-                    State::Done
-                } else {
-                    item.work.base.clone_from(&planned.base_after);
-                    State::Look
+                base = planned.base_after().map(|content| packer.encode(content));
+                match &planned.then {
+                    Then::Written => State::Done,
+                    Then::Base(after) => {
+                        item.work.base.clone_from(after);
+                        State::Look
+                    }
                 }
             }
             Verdict::Modified => State::Look,
@@ -358,11 +408,14 @@ pub(crate) async fn verdicts(
             ))),
             Verdict::Rejected { code, message } => {
                 shared.metrics.retried(Retried::Document);
-                refused = Some(batch::rejected(item, planned.side, *code, message));
+                let found = batch::rejected(item, planned.side, *code, message);
+                refused = Some(Box::new((found, item.work.claim_only())));
                 State::Done
             }
             Verdict::Unknown { late } => {
-                item.work.intent = Some(planned.intent(epoch, updated_at));
+                let intent = planned.intent(epoch, updated_at);
+                open = Some(intent.kept(item.work.base.as_deref()));
+                item.work.intent = Some(intent);
                 if *late {
                     shared.set_late(&item.work.key);
                     State::Done
@@ -376,11 +429,13 @@ pub(crate) async fn verdicts(
                 .echoes
                 .settled(planned.side, &planned.write.key, verdict == Verdict::Done);
         settled.push(Settled {
-            work: item.work.claim_only(),
+            outbox: item.work.outbox.clone(),
+            inbox: item.work.inbox.clone(),
             planned,
             base,
             verdict,
             missed,
+            open: open.filter(|_| ticket.is_some()),
             overruled,
             rejected: refused,
         });
@@ -389,6 +444,7 @@ pub(crate) async fn verdicts(
     let retry = settings.config.retry.clone();
     let stamping = settings.config.sync.stamp_documents;
     let no_seq = shared.failpoints.mutated("clear_noseq");
+    let row = ticket.as_ref().map(|ticket| ticket.n);
     let (rows, conflicts) = shared
         .store
         .call(move |c| {
@@ -396,6 +452,14 @@ pub(crate) async fn verdicts(
             let mut conflicts = Vec::new();
             let any_open = records::any_open(c)?;
             done(c, &settled, stamping, no_seq)?;
+            match row {
+                Some(row) => {
+                    sent::answered(c, row)?;
+                    let open = settled.iter().filter_map(Settled::open);
+                    intents::put_all(c, &open.collect::<Vec<_>>())?;
+                }
+                None => intents::forget_all(c, &answered(&settled))?,
+            }
             for s in &settled {
                 rows.push(None);
                 let key = &s.planned.write.key;
@@ -405,22 +469,23 @@ pub(crate) async fn verdicts(
                 }
                 match &s.verdict {
                     Verdict::Done => {
-                        if s.planned.last && any_open {
+                        if s.planned.is_last() && any_open {
                             conflicts::close_if_open(c, key)?;
                         }
                         conflicts.extend(s.overruled.clone());
-                        if !s.planned.last {
+                        if !s.planned.is_last() {
                             let now = Utc::now().timestamp_millis();
                             queue::enqueue(c, Side::Remote, &[s.look()], now)?;
                             *rows.last_mut().expect("pushed above") =
                                 queue::get_row(c, Side::Remote, key)?;
                         }
                     }
-                    Verdict::Modified => not_done(c, key)?,
+                    // The server said that it did not write.
+                    Verdict::Modified => drop(records::take_overruled(c, key)?),
                     // It may yet be done, in a transaction; its record waits for that.
-                    Verdict::Duplicate(_) => intents::forget(c, key)?,
+                    Verdict::Duplicate(_) => {}
                     Verdict::Rejected { message, .. } => {
-                        not_done(c, key)?;
+                        records::take_overruled(c, key)?;
                         conflicts.extend(refuse(c, s, message, max_retries, &retry)?);
                     }
                     Verdict::Unknown { .. } => {}
@@ -430,14 +495,12 @@ pub(crate) async fn verdicts(
         })
         .await
         .map_err(store_failed)?;
-    if !losses.is_empty() {
+    if !deleted.is_empty() || !created.is_empty() {
         let mut counted = lock(&shared.losses);
-        for (deleted_on, key) in &losses {
-            match deleted_on {
-                Some(side) => counted.deleted(*side, key),
-                None => counted.created(key),
-            }
+        for (side, key) in &deleted {
+            counted.deleted(*side, key);
         }
+        counted.created(ns, created.iter());
     }
     for (index, row) in indexes.into_iter().zip(rows) {
         if row.is_some() {
@@ -451,10 +514,11 @@ pub(crate) async fn verdicts(
     Ok(())
 }
 
-/// The server said that it did not write.
-fn not_done(c: &rusqlite::Connection, key: &Key) -> rusqlite::Result<()> {
-    intents::forget(c, key)?;
-    records::take_overruled(c, key).map(drop)
+/// Keys of the writes that the server has told what became of them.
+fn answered(settled: &[Settled]) -> Vec<&Key> {
+    let answered = |s: &&Settled| !matches!(s.verdict, Verdict::Unknown { .. });
+    let keys = settled.iter().filter(answered);
+    keys.map(|s| &s.planned.write.key).collect()
 }
 
 /// What was written is base now, and leaves the queues.
@@ -470,14 +534,13 @@ fn done(
     for s in done().filter(|s| s.base.is_none()) {
         base::put_encoded(c, &s.planned.write.key, None)?;
     }
-    intents::forget_all(c, &done().map(|s| &s.planned.write.key).collect::<Vec<_>>())?;
     if records::any_overruled(c)? {
         done().try_for_each(|s| conflicts::overruled(c, &s.planned.write.key))?;
     }
-    let last = || done().filter(|s| s.planned.last);
-    remove_rows(c, last().map(|s| &s.work), no_seq)?;
+    let last = || done().filter(|s| s.planned.is_last());
+    remove_rows(c, last().map(Settled::rows), no_seq)?;
     for s in last().filter(|s| stamping && s.planned.side == Side::Remote) {
-        records::put_stamp(c, &s.planned.write.key, &s.work.id)?;
+        records::put_stamp(c, &s.planned.write.key, &s.planned.write.id)?;
     }
     Ok(())
 }
@@ -490,29 +553,24 @@ fn refuse(
     max_retries: u32,
     retry: &crate::config::RetryConfig,
 ) -> rusqlite::Result<Option<(String, Kind)>> {
-    let attempts = s
-        .work
-        .outbox
-        .as_ref()
-        .or(s.work.inbox.as_ref())
-        .map_or(0, |r: &Row| r.attempts)
-        + 1;
+    let (key, (outbox, inbox)) = s.rows();
+    let attempts = outbox.or(inbox).map_or(0, |row| row.attempts) + 1;
     if attempts < max_retries.max(1) {
         let delay =
             i64::try_from(delay_of_attempt(retry, attempts).as_millis()).unwrap_or(i64::MAX / 2);
         let due = Utc::now().timestamp_millis() + delay;
-        for (side, row) in [(Side::Local, &s.work.outbox), (Side::Remote, &s.work.inbox)] {
+        for (side, row) in [(Side::Local, outbox), (Side::Remote, inbox)] {
             if row.is_some() {
-                queue::defer(c, side, &s.work.key, due, true, Some(message))?;
+                queue::defer(c, side, key, due, true, Some(message))?;
             }
         }
         return Ok(None);
     }
-    let Some(found) = &s.rejected else {
+    let Some((found, work)) = s.rejected.as_deref() else {
         return Ok(None);
     };
-    let is_new = conflicts::open(c, found, &s.work)?;
-    conflicts::hold(c, &s.work, "failed", &found.notes)?;
+    let is_new = conflicts::open(c, found, work)?;
+    conflicts::hold(c, work, "failed", &found.notes)?;
     Ok(is_new.then(|| (found.collection.clone(), found.kind)))
 }
 

@@ -18,7 +18,7 @@ use crate::echo::Echoes;
 use crate::failpoint::Failpoints;
 use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
-use crate::key::Key;
+use crate::key::{Key, KeyMap, KeySet};
 use crate::lease::{self, Lease};
 use crate::link::Link;
 use crate::loss::Losses;
@@ -70,7 +70,7 @@ pub struct Shared {
     /// Wakes the stamper.
     pub stamp: Notify,
     /// Keys that a batch is working on: never two writes for one document.
-    pub busy: Mutex<HashSet<Key>>,
+    pub busy: Mutex<KeySet>,
     /// Insert events of our own that are still to come.
     pub echoes: Echoes,
     /// Where transactions leave their receipts.
@@ -82,7 +82,7 @@ pub struct Shared {
     /// Namespaces whose first comparison is not over: nothing is known of them but what they hold.
     pub first_sync: Mutex<HashSet<u32>>,
     /// Keys whose last write may still land (R4).
-    late: Mutex<HashMap<Key, Instant>>,
+    late: Mutex<KeyMap<Instant>>,
     /// Batches at work.
     pub in_flight: AtomicUsize,
     /// State of the change streams by side and database.

@@ -6,7 +6,6 @@ mod process;
 mod rows;
 mod sessions;
 
-use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use tokio::sync::Notify;
 use crate::budget::Budget;
 use crate::decide::Side;
 use crate::failure::{Class, Failure, Reason};
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeyMap, KeySet};
 use crate::lease::{self, Lease};
 use crate::raw::{Writer, index_name};
 use crate::shared::lock;
@@ -323,7 +322,7 @@ impl Endpoint {
         coll: &str,
         ns: u32,
         ids: impl Iterator<Item = &Id>,
-    ) -> Result<HashMap<Key, Vec<u8>>, Failure> {
+    ) -> Result<KeyMap<Vec<u8>>, Failure> {
         let mut w = Writer::new();
         w.str("find", coll)
             .open("filter")
@@ -341,7 +340,7 @@ impl Endpoint {
             w.timestamp("afterClusterTime", time);
         }
         w.close();
-        let mut found = HashMap::with_capacity(count);
+        let mut found = KeyMap::with_capacity_and_hasher(count, Default::default());
         if count == 0 {
             return Ok(found);
         }
@@ -363,7 +362,7 @@ impl Endpoint {
         coll: &str,
         ns: u32,
         ids: impl Iterator<Item = &Id>,
-    ) -> Result<HashSet<Key>, Failure> {
+    ) -> Result<KeySet, Failure> {
         let mut w = Writer::new();
         w.str("find", coll).open("filter").open("_id");
         w.open_array("$in");
@@ -373,7 +372,7 @@ impl Endpoint {
         w.close().close().close();
         w.open("projection").i32("_id", 1).close();
         w.open("readConcern").str("level", "majority").close();
-        let mut found = HashSet::new();
+        let mut found = KeySet::default();
         self.query_within(PROMPT, (db, w.command()), |doc| {
             found.extend(Id::of(doc.as_bytes()).map(|id| Key::new(ns, &id)));
         })

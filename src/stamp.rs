@@ -4,7 +4,7 @@
 //! whole document as read, so that an edit that came in between never looks synced. Documents with
 //! duplicate names are left alone: no pipeline can carry them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::content::{has_duplicates, strip};
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::guard::{self, Verdict};
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeyMap, KeySet};
 use crate::raw::{self, Writer, index_name};
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -123,7 +123,7 @@ fn due(c: &rusqlite::Connection) -> rusqlite::Result<Vec<Due>> {
 async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
     let settings = shared.settings();
     let due = shared.store.call(due).await.map_err(store_failed)?;
-    let mut again: HashSet<Key> = HashSet::new();
+    let mut again: KeySet = KeySet::default();
     if settings.config.sync.stamp_documents {
         let mut by_ns: HashMap<u32, Vec<&Due>> = HashMap::new();
         for d in &due {
@@ -175,7 +175,7 @@ async fn stamp_some(shared: &Arc<Shared>) -> Result<usize, Failure> {
 }
 
 /// Cuts a chunk so that the documents of each part fit one command.
-fn parts<'a, 'd>(chunk: &'a [&'d Due], docs: &HashMap<Key, Vec<u8>>) -> Vec<&'a [&'d Due]> {
+fn parts<'a, 'd>(chunk: &'a [&'d Due], docs: &KeyMap<Vec<u8>>) -> Vec<&'a [&'d Due]> {
     let mut parts = vec![];
     let (mut begin, mut bytes) = (0, 0);
     for (i, d) in chunk.iter().enumerate() {
@@ -191,7 +191,7 @@ fn parts<'a, 'd>(chunk: &'a [&'d Due], docs: &HashMap<Key, Vec<u8>>) -> Vec<&'a 
 }
 
 /// Documents whose fields don't say what they shall: on a standby they wait, for it or its holder.
-fn not_as_due(settings: &Settings, due: &[&Due], docs: &HashMap<Key, Vec<u8>>) -> Vec<Key> {
+fn not_as_due(settings: &Settings, due: &[&Due], docs: &KeyMap<Vec<u8>>) -> Vec<Key> {
     let status = settings.config.fields.sync_status.as_bytes();
     let differs = |d: &&&Due| {
         let says = docs.get(&d.key).map(|doc| raw::get(doc, status));
@@ -206,7 +206,7 @@ async fn write(
     settings: &Settings,
     (db, coll): (&str, &str),
     due: &[&Due],
-    docs: &HashMap<Key, Vec<u8>>,
+    docs: &KeyMap<Vec<u8>>,
 ) -> Result<Vec<Key>, Failure> {
     let fields = &settings.config.fields;
     let fence = shared.local.fence();

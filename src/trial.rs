@@ -183,7 +183,7 @@ async fn refused(
             }),
         )
     } else {
-        doc.to_vec()
+        doc.into()
     };
     let mut w = Writer::new();
     w.i32("aggregate", 1).open_array("pipeline");

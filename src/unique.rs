@@ -8,7 +8,6 @@ mod blocker;
 pub(crate) mod configured;
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use crate::decide::{Decision, Rules, Side, Target, View, decide};
 use crate::exact;
 use crate::failure::Failure;
 use crate::guard::{Duplicate, Verdict, Write};
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeySet};
 use crate::receipt;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -41,7 +40,7 @@ pub(crate) async fn untie_all(
     settings: &Settings,
     items: &mut [Item],
 ) -> Result<(), Failure> {
-    let mine: HashSet<Key> = items.iter().map(|i| i.work.key.clone()).collect();
+    let mine: KeySet = items.iter().map(|i| i.work.key.clone()).collect();
     for i in 0..items.len() {
         let State::Clash(clash) = items[i].state.clone() else {
             continue;
@@ -179,7 +178,7 @@ async fn look_again(
 
 enum Answer {
     /// These keys are written.
-    Untied(HashSet<Key>),
+    Untied(KeySet),
     /// Something moved: look again.
     Again(&'static str),
     /// It is not known whether these writes happened.
@@ -214,7 +213,7 @@ struct Knot<'a> {
     coll: &'a str,
     ns: u32,
     /// Keys of the batch, which nobody else works on.
-    mine: &'a HashSet<Key>,
+    mine: &'a KeySet,
 }
 
 impl Knot<'_> {
@@ -264,7 +263,7 @@ impl Knot<'_> {
             let Some(new) = chain[blocked].write.new.clone() else {
                 return Ok(Answer::Again("a deletion can't be in the way"));
             };
-            let known: HashSet<Key> = chain.iter().map(|m| m.write.key.clone()).collect();
+            let known: KeySet = chain.iter().map(|m| m.write.key.clone()).collect();
             let Some(blocker) = self.blocker(&endpoint, &new, &dup, &known).await? else {
                 if chain.len() == 1 {
                     // Whoever held the value has let go of it since.
@@ -458,7 +457,7 @@ impl Knot<'_> {
         self.shared.receipts.ended(side, receipt, &verdict);
         self.shared.failpoints.crash("after_write_before_ack");
         self.shared.note(side, &failure.clone().map_or(Ok(()), Err));
-        let keys: HashSet<Key> = chain.iter().map(|m| m.write.key.clone()).collect();
+        let keys: KeySet = chain.iter().map(|m| m.write.key.clone()).collect();
         match verdict {
             Verdict::Done => {
                 let stamping = self.settings.config.sync.stamp_documents && side == Side::Remote;

@@ -193,6 +193,7 @@ fn what(shared: &Shared, limit: usize) -> Claim {
         never: lock(&shared.halted).clone(),
         sync_fields: shared.settings().sync_fields.clone(),
         behind: shared.store.buckets(),
+        sent: shared.store.sent().clone(),
     }
 }
 

@@ -26,20 +26,18 @@ impl Planned {
         };
         let digest = match (&self.write.expect, &self.write.new) {
             // With a receipt it may have happened and be edited since: base is what was written.
-            (None, Some(new)) if self.base_after == self.write.new && self.receipt.is_none() => {
-                Some(digest(new))
-            }
+            (None, Some(new)) if self.is_last() && self.receipt.is_none() => Some(digest(new)),
             _ => None,
         };
-        let unless_told = |body: &Option<Vec<u8>>| match digest {
+        let unless_told = |body: Option<&[u8]>| match digest {
             Some(_) => None,
-            None => body.clone(),
+            None => body.map(<[u8]>::to_vec),
         };
         Intent {
             side: self.side,
-            new: unless_told(&self.write.new),
+            new: unless_told(self.write.new.as_deref()),
             digest,
-            base_after: unless_told(&self.base_after),
+            base_after: unless_told(self.base_after()),
             fields: self.form.fields().and_then(telling),
             epoch,
             receipt: self.receipt,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Item, Namespace, State};
 use crate::decide::Side;
 use crate::failure::Failure;
-use crate::key::{Id, Key};
+use crate::key::{Id, KeyMap};
 use crate::receipt;
 use crate::shared::{Shared, lock};
 use crate::side::Endpoint;
@@ -98,12 +98,12 @@ async fn read_some(
     endpoint: &Arc<Endpoint>,
     ns: &Namespace,
     ids: &[Id],
-) -> Result<(HashMap<Key, Vec<u8>>, usize), Failure> {
+) -> Result<(KeyMap<Vec<u8>>, usize), Failure> {
     const FIRST: usize = 16;
     // Half of what would fit, since some are larger than others.
     let size = lock(&shared.sizes).get(&ns.number).copied();
     let first = size.map_or(FIRST, |size| (BYTES / 2 / size.max(1)).max(FIRST));
-    let mut found = HashMap::with_capacity(ids.len());
+    let mut found = KeyMap::with_capacity_and_hasher(ids.len(), Default::default());
     let (mut asked, mut bytes) = (0, 0);
     while asked < ids.len() && (asked == 0 || bytes < BYTES) {
         let fit = if asked == 0 {

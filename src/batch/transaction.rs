@@ -175,7 +175,7 @@ async fn together(
     };
     for group in by_ns {
         let verdicts = vec![verdict.clone(); group.len()];
-        settle::verdicts(shared, settings, items, group, verdicts).await?;
+        settle::verdicts(shared, settings, items, group, verdicts, None).await?;
         shared.failpoints.crash("after_base");
     }
     Ok(failure)

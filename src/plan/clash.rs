@@ -7,7 +7,7 @@ use bson::{RawDocumentBuf, doc};
 use crate::decide::Side;
 use crate::extent::Extent;
 use crate::failure::{Class, Failure};
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeySet};
 use crate::raw::{self, Writer, index_name};
 use crate::shared::Shared;
 
@@ -79,7 +79,7 @@ pub(super) async fn count(
     writes: &[(Key, Vec<u8>)],
 ) -> Result<u64, Failure> {
     let written: HashSet<&Key> = writes.iter().map(|(key, _)| key).collect();
-    let mut clashing: HashSet<Key> = HashSet::new();
+    let mut clashing: KeySet = KeySet::default();
     let endpoint = shared.endpoint(side)?;
     for index in indexes {
         let mut by_value: HashMap<Vec<Vec<u8>>, &Key> = HashMap::new();

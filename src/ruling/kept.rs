@@ -84,7 +84,7 @@ fn decode(bytes: &[u8]) -> Option<Ruling> {
     };
     let step = |s: &Document| {
         Some(Step {
-            key: Key::from_bytes(bytes(s, "key")?),
+            key: Key::from_bytes(&bytes(s, "key")?),
             id: Id::from_bytes(&bytes(s, "id")?),
             side: match s.get_str("side").ok()? {
                 "local" => Side::Local,
@@ -105,7 +105,7 @@ fn decode(bytes: &[u8]) -> Option<Ruling> {
             .iter()
             .map(|p| {
                 Some((
-                    Key::from_bytes(bytes(p, "a")?),
+                    Key::from_bytes(&bytes(p, "a")?),
                     Id::from_bytes(&bytes(p, "b")?),
                 ))
             })
@@ -125,7 +125,7 @@ mod tests {
     fn a_ruling_survives_the_store() {
         let id = Id {
             kind: 0x10,
-            value: vec![1, 0, 0, 0],
+            value: [1, 0, 0, 0].as_slice().into(),
         };
         let key = Key::new(3, &id);
         let ruling = Ruling {

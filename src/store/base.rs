@@ -1,7 +1,7 @@
 //! Base: what both sides agreed on.
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::dictionaries::{self, Dictionaries, Packer};
 use super::together::Together;
@@ -40,14 +40,7 @@ const PUT: Together = Together {
 /// A content of a collection as the store keeps it: marker, checksum, bytes (zstd unless it is small).
 /// For the store's own thread.
 pub(crate) fn encode(ns: u32, content: &[u8]) -> Vec<u8> {
-    Dictionaries::mine().encode(ns, content)
-}
-
-impl Dictionaries {
-    /// [`put_encoded`]'s form of a content of a collection.
-    pub(crate) fn encode(&self, ns: u32, content: &[u8]) -> Vec<u8> {
-        self.packer(ns).encode(content)
-    }
+    Dictionaries::mine().packer(ns).encode(content)
 }
 
 impl Packer<'_> {
@@ -112,10 +105,22 @@ pub fn get(c: &Connection, key: &Key) -> rusqlite::Result<Option<Vec<u8>>> {
     Ok(row.flatten())
 }
 
-/// The same, with the side that let go of the document by itself, if one did.
+/// The base content of a key, with the side that let go of the document by itself, if one did.
 pub fn get_marked(c: &Connection, key: &Key) -> rusqlite::Result<(Option<Vec<u8>>, Option<Side>)> {
-    let row = c
-        .prepare_cached("SELECT body FROM base WHERE key = ?")?
+    next_marked(&mut marked(c)?, key)
+}
+
+/// What [`next_marked`] reads base with.
+pub(super) fn marked(c: &Connection) -> rusqlite::Result<CachedStatement<'_>> {
+    c.prepare_cached("SELECT body FROM base WHERE key = ?")
+}
+
+/// The same as [`get_marked`], of many keys one after the other.
+pub(super) fn next_marked(
+    marked: &mut CachedStatement<'_>,
+    key: &Key,
+) -> rusqlite::Result<(Option<Vec<u8>>, Option<Side>)> {
+    let row = marked
         .query_row([key.as_bytes()], |r| {
             let body = r.get_ref(0)?.as_blob()?;
             let left = match body.first().map_or(0, |m| m & (LEFT_LOCAL | LEFT_REMOTE)) {
@@ -214,7 +219,10 @@ pub fn keys_after(
     let after = if after.is_empty() { &first } else { after };
     c.prepare_cached("SELECT key, body FROM base WHERE key > ? AND key < ? ORDER BY key LIMIT ?")?
         .query_map(params![after, end, limit], |r| {
-            Ok((Key::from_bytes(r.get(0)?), decode(r.get_ref(1)?.as_blob()?)))
+            Ok((
+                Key::from_bytes(r.get_ref(0)?.as_blob()?),
+                decode(r.get_ref(1)?.as_blob()?),
+            ))
         })?
         .collect()
 }

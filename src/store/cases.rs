@@ -63,7 +63,7 @@ pub fn get(c: &Connection, id: &[u8; 12]) -> rusqlite::Result<Option<(Case, Stri
     let mut rows = c.prepare_cached("SELECT key, kind FROM open_conflicts WHERE conflict = ?")?;
     let mut rows = rows.query([id])?;
     while let Some(r) = rows.next()? {
-        keys.push(Key::from_bytes(r.get(0)?));
+        keys.push(Key::from_bytes(r.get_ref(0)?.as_blob()?));
         kind = r.get(1)?;
     }
     Ok((!keys.is_empty()).then_some((case, kind, keys)))
@@ -99,7 +99,7 @@ pub fn page(
     let mut found: Vec<[u8; 12]> = Vec::new();
     while let Some(r) = rows.next()? {
         let id: [u8; 12] = r.get(0)?;
-        let ns = Key::from_bytes(r.get(1)?).ns();
+        let ns = Key::from_bytes(r.get_ref(1)?.as_blob()?).ns();
         if namespaces.is_some_and(|wanted| !wanted.contains(&ns)) || found.last() == Some(&id) {
             continue;
         }

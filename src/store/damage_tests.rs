@@ -102,6 +102,7 @@ fn work(c: &Connection) -> rusqlite::Result<()> {
         never: Default::default(),
         sync_fields: vec![],
         behind: Default::default(),
+        sent: Default::default(),
     };
     let (works, _) = claim(c, &what, &mut Default::default())?;
     for work in works {

@@ -60,7 +60,7 @@ pub fn suspects(c: &Connection, ns: u32, most: u32) -> rusqlite::Result<Vec<(Key
     )?
     .query_map(params![first, end, most], |r| {
         Ok((
-            Key::from_bytes(r.get(0)?),
+            Key::from_bytes(r.get_ref(0)?.as_blob()?),
             Id::from_bytes(r.get_ref(1)?.as_blob()?),
         ))
     })?
@@ -100,7 +100,7 @@ pub fn list(c: &Connection, most: u32) -> rusqlite::Result<Vec<Verdict>> {
     ))?
     .query_map([most], |r| {
         Ok(Verdict {
-            key: Key::from_bytes(r.get(0)?),
+            key: Key::from_bytes(r.get_ref(0)?.as_blob()?),
             id: Id::from_bytes(r.get_ref(1)?.as_blob()?),
             kind: r.get(2)?,
             repair: r.get(3)?,

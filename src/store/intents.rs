@@ -8,6 +8,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::base::{self, decode, encode_plain};
+use super::sent;
 use super::together::Together;
 use crate::content::{self, Diff};
 use crate::decide::Side;
@@ -61,13 +62,13 @@ fn side_number(side: Side) -> i64 {
 /// An intent as the store keeps it.
 #[derive(Debug)]
 pub struct Kept {
-    side: i64,
-    new: Option<Vec<u8>>,
-    base_after: Option<Vec<u8>>,
-    after_is_new: bool,
-    fields: Option<Vec<u8>>,
-    epoch: i64,
-    receipt: Option<Vec<u8>>,
+    pub(super) side: i64,
+    pub(super) new: Option<Vec<u8>>,
+    pub(super) base_after: Option<Vec<u8>>,
+    pub(super) after_is_new: bool,
+    pub(super) fields: Option<Vec<u8>>,
+    pub(super) epoch: i64,
+    pub(super) receipt: Option<Vec<u8>>,
 }
 
 impl Intent {
@@ -237,11 +238,24 @@ fn of_delta(c: &Connection, key: &Key, stored: &[u8]) -> rusqlite::Result<Conten
 
 /// Whether a key has an undecided intent.
 pub fn is_open(c: &Connection, key: &Key) -> rusqlite::Result<bool> {
-    c.prepare_cached("SELECT EXISTS(SELECT 1 FROM intents WHERE key = ?)")?
-        .query_row([key.as_bytes()], |r| r.get(0))
+    let kept = c
+        .prepare_cached("SELECT EXISTS(SELECT 1 FROM intents WHERE key = ?)")?
+        .query_row([key.as_bytes()], |r| r.get(0))?;
+    Ok(kept || sent::has(c, key)?)
 }
 
-/// The receipts of all undecided intents.
+/// Whether any write is undecided.
+pub fn any(c: &Connection) -> rusqlite::Result<bool> {
+    c.prepare_cached("SELECT EXISTS(SELECT 1 FROM intents) OR EXISTS(SELECT 1 FROM sent)")?
+        .query_row([], |r| r.get(0))
+}
+
+/// Forgets all of them.
+pub fn forget_every(c: &Connection) -> rusqlite::Result<()> {
+    c.execute_batch("DELETE FROM intents; DELETE FROM sent")
+}
+
+/// The receipts of all undecided intents; one with a receipt has a row of its own from the start.
 pub fn receipts(c: &Connection) -> rusqlite::Result<Vec<Receipt>> {
     let mut rows = c.prepare("SELECT receipt FROM intents WHERE receipt IS NOT NULL")?;
     let found = rows.query_map([], |r| Ok(Receipt::of_bytes(r.get_ref(0)?.as_blob()?)))?;

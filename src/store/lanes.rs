@@ -12,7 +12,6 @@ use crate::order::Class;
 
 /// A row as it stands in the queue.
 pub(super) struct Found {
-    pub(super) pos: i64,
     pub(super) key: Key,
     pub(super) id: Id,
     pub(super) row: Row,
@@ -24,22 +23,31 @@ pub(super) struct Found {
     pub(super) other: bool,
 }
 
-/// What [`found`] takes of a queue.
-pub(super) fn columns(of: Side) -> String {
+/// What [`found`] takes of a queue. Where there is no intent, or nothing in the other queue, nobody has to look
+/// for one of each document.
+pub(super) fn columns(c: &Connection, of: Side) -> rusqlite::Result<String> {
     let (queue, other) = (table(of), table(of.other()));
-    format!(
-        "pos, key, id, seq, hint, attempts, at, next_at, \
-         EXISTS(SELECT 1 FROM intents WHERE intents.key = {queue}.key), \
-         EXISTS(SELECT 1 FROM {other} WHERE {other}.key = {queue}.key)"
-    )
+    let has = |table: &str| {
+        let any: bool = c
+            .prepare_cached(&format!("SELECT EXISTS(SELECT 1 FROM {table})"))?
+            .query_row([], |r| r.get(0))?;
+        Ok::<_, rusqlite::Error>(match any {
+            true => format!("EXISTS(SELECT 1 FROM {table} WHERE {table}.key = {queue}.key)"),
+            false => "FALSE".into(),
+        })
+    };
+    let (intent, other) = (has("intents")?, has(other)?);
+    Ok(format!(
+        "pos, key, id, seq, hint, attempts, at, next_at, {intent}, {other}"
+    ))
 }
 
 pub(super) fn found(r: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
     Ok(Found {
-        pos: r.get(0)?,
-        key: Key::from_bytes(r.get(1)?),
+        key: Key::from_bytes(r.get_ref(1)?.as_blob()?),
         id: Id::from_bytes(r.get_ref(2)?.as_blob()?),
         row: Row {
+            pos: r.get(0)?,
             seq: r.get(3)?,
             attempts: r.get(5)?,
             at: r.get(6)?,
@@ -130,7 +138,7 @@ pub fn list(c: &Connection, limit: u32, classes: &[Class]) -> rusqlite::Result<V
 fn listed(of: Side, r: &rusqlite::Row<'_>) -> rusqlite::Result<Listed> {
     Ok((
         of,
-        Key::from_bytes(r.get(0)?),
+        Key::from_bytes(r.get_ref(0)?.as_blob()?),
         Id::from_bytes(r.get_ref(1)?.as_blob()?),
         r.get(2)?,
         r.get(3)?,
@@ -157,7 +165,7 @@ impl Lane {
         if self.ahead.is_empty() && !self.ended {
             self.read(c, of)?;
         }
-        Ok(self.ahead.front().map(|found| found.pos))
+        Ok(self.ahead.front().map(|found| found.row.pos))
     }
 
     fn read(&mut self, c: &Connection, of: Side) -> rusqlite::Result<()> {
@@ -167,9 +175,10 @@ impl Lane {
         };
         let mut rows = c.prepare_cached(&format!(
             "SELECT {} FROM {} WHERE held IS NULL {one} AND pos > ?1 ORDER BY pos LIMIT ?2",
-            columns(of),
+            columns(c, of)?,
             table(of)
         ))?;
+        self.ahead.reserve(self.chunk);
         let most = i64::try_from(self.chunk).unwrap_or(i64::MAX);
         let rows = match self.ns {
             Some(ns) => rows.query_map(params![self.after, most, ns.to_be_bytes()], found)?,
@@ -181,7 +190,7 @@ impl Lane {
         self.ended = self.ahead.len() < self.chunk;
         self.chunk = (self.chunk * 2).min(*CHUNK.end());
         if let Some(last) = self.ahead.back() {
-            self.after = last.pos;
+            self.after = last.row.pos;
         }
         Ok(())
     }

@@ -4,13 +4,13 @@ use std::cell::Cell;
 
 use bson::doc;
 
-use super::migrations::Step;
+use super::migrations::{STEPS, Step, newest};
 use super::queue::Change;
 use super::*;
 use crate::decide::Side;
 use crate::key::{Id, Key};
 
-/// A used file of the first format, closed.
+/// A used file of the newest format, closed.
 fn used(dir: &Path) -> PathBuf {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -33,6 +33,11 @@ fn used(dir: &Path) -> PathBuf {
     dir.join("sangam.db")
 }
 
+/// Opens a file as a later version would that takes further steps.
+fn open(path: &Path, further: &[&Step<'_>]) -> Result<Connection, StoreError> {
+    schema::open_with(path, &[STEPS, further].concat())
+}
+
 fn format(c: &Connection) -> i64 {
     c.query_row("PRAGMA user_version", [], |r| r.get(0))
         .unwrap()
@@ -40,7 +45,7 @@ fn format(c: &Connection) -> i64 {
 
 /// All that is in a file: its tables, and every row of those that the steps touch.
 fn dump(path: &Path, steps: &[&Step<'_>]) -> Vec<String> {
-    let c = schema::open_with(path, steps).unwrap();
+    let c = open(path, steps).unwrap();
     let mut all = vec![format!("{}", format(&c))];
     for query in [
         "SELECT quote(sql) FROM sqlite_master ORDER BY name",
@@ -87,7 +92,11 @@ fn a_step_is_whole_or_not_there_wherever_the_process_dies() {
         Ok(())
     };
     let after = dump(&path, &[&dying]);
-    assert_eq!((&*before[0], &*after[0]), ("1", "2"));
+    let now = newest(STEPS);
+    assert_eq!(
+        [&before[0], &after[0]].map(|n| n.parse::<i64>().unwrap()),
+        [now, now + 1]
+    );
     assert_ne!(before, after);
     let mut spilled = false;
     for n in 0..LINES.len() {
@@ -119,20 +128,19 @@ fn steps_are_taken_in_order_and_one_that_fails_is_taken_again() {
         }
     };
     let steps: [&Step<'_>; 2] = [&one, &two];
-    assert!(schema::open_with(&path, &steps).is_err());
+    assert!(open(&path, &steps).is_err());
     works.set(true);
-    let c = schema::open_with(&path, &steps).unwrap();
-    assert_eq!((format(&c), first.get()), (3, 1));
+    let c = open(&path, &steps).unwrap();
+    let now = newest(STEPS);
+    assert_eq!((format(&c), first.get()), (now + 2, 1));
     let rows: i64 = (c.query_row("SELECT count(*) FROM one", [], |r| r.get(0))).unwrap();
     assert_eq!(rows, 1);
     drop(c);
     // AND who knows only one of them refuses the file, with both versions and the remedy
-    let error = schema::open_with(&path, &steps[..1])
-        .unwrap_err()
-        .to_string();
+    let error = open(&path, &steps[..1]).unwrap_err().to_string();
     for part in [
-        &format!("sangam {} (format 3)", env!("CARGO_PKG_VERSION")),
-        "up to format 2",
+        &format!("sangam {} (format {})", env!("CARGO_PKG_VERSION"), now + 2),
+        &format!("up to format {}", now + 1),
         "install that version or a later one",
         "move the file away",
     ] {
@@ -154,7 +162,7 @@ fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
         c.execute_batch(foreign).unwrap();
         drop(c);
         let bytes = std::fs::read(&path).unwrap();
-        let error = schema::open_with(&path, &[]).unwrap_err();
+        let error = open(&path, &[]).unwrap_err();
         assert!(matches!(error, StoreError::Unknown { .. }), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
     }

@@ -21,7 +21,13 @@ use super::{StoreError, get_meta, schema, set_meta};
 pub(super) type Step<'a> = dyn Fn(&Connection) -> rusqlite::Result<()> + 'a;
 
 /// The steps in order; the first one leads from format 1 to 2.
-pub(super) const STEPS: &[&Step<'static>] = &[];
+pub(super) const STEPS: &[&Step<'static>] = &[&|c| {
+    c.execute_batch(
+        "DROP TRIGGER outbox_left;
+         DROP TRIGGER inbox_left;
+         CREATE TABLE sent(n INTEGER PRIMARY KEY AUTOINCREMENT, intents BLOB NOT NULL);",
+    )
+}];
 
 /// The format of the first release.
 const FIRST: i64 = 1;

@@ -20,6 +20,7 @@ mod migrations;
 pub mod queue;
 pub mod records;
 mod schema;
+pub mod sent;
 mod together;
 pub mod transactions;
 pub mod walks;
@@ -156,6 +157,7 @@ struct Inner {
     put_aside: Option<PathBuf>,
     namespaces: Mutex<queue::Namespaces>,
     dictionaries: Arc<Dictionaries>,
+    sent: sent::Sent,
     /// The disk refused the last write that was tried.
     refused: AtomicBool,
     _lock: File,
@@ -215,6 +217,7 @@ impl Store {
                 put_aside,
                 namespaces,
                 dictionaries,
+                sent: Default::default(),
                 refused: AtomicBool::new(false),
                 _lock: lock,
             }),
@@ -298,6 +301,11 @@ impl Store {
             tokio::spawn(self.clone().learn());
         }
         outcome
+    }
+
+    /// The commands that are under way.
+    pub fn sent(&self) -> &sent::Sent {
+        &self.inner.sent
     }
 
     /// What packs contents for base.

@@ -11,7 +11,7 @@ use super::claim::{Claim, claim};
 use super::queue::{self, Change};
 use super::*;
 use crate::decide::Side;
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeySet};
 
 /// What an event said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,8 +313,9 @@ async fn step(model: &mut Model, real: &Real, claimed: &mut Vec<Claimed>, step: 
                 never: HashSet::new(),
                 sync_fields: vec![],
                 behind: Default::default(),
+                sent: Default::default(),
             };
-            let mut busy: HashSet<Key> = claimed.iter().map(|claim| key(claim.key).0).collect();
+            let mut busy: KeySet = claimed.iter().map(|claim| key(claim.key).0).collect();
             let before = claimed.len();
             model.claim(of, limit, now, claimed);
             let works = real.call(move |c| claim(c, &what, &mut busy)).await.0;

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::intents::Intent;
 use super::together::Together;
+use super::transactions;
 use crate::decide::Side;
 use crate::key::{Id, Key};
 use crate::raw;
@@ -220,6 +221,8 @@ fn update_is_in(description: &[u8], base: &[u8], sync_fields: &[String]) -> bool
 /// A row of a queue as it was claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
+    /// Its place in the queue; no other row ever has it.
+    pub pos: i64,
     /// Changes with every event of the key; a row leaves only with the number it was claimed with.
     pub seq: i64,
     /// Tries that were refused.
@@ -268,14 +271,15 @@ impl Work {
 /// The row of a key, if it is queued.
 pub fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<Row>> {
     c.prepare_cached(&format!(
-        "SELECT seq, attempts, at FROM {} WHERE key = ?",
+        "SELECT pos, seq, attempts, at FROM {} WHERE key = ?",
         table(of)
     ))?
     .query_row([key.as_bytes()], |r| {
         Ok(Row {
-            seq: r.get(0)?,
-            attempts: r.get(1)?,
-            at: r.get(2)?,
+            pos: r.get(0)?,
+            seq: r.get(1)?,
+            attempts: r.get(2)?,
+            at: r.get(3)?,
         })
     })
     .optional()
@@ -283,30 +287,65 @@ pub fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<R
 
 /// Takes a row out if it is still the one that was claimed (R2).
 pub fn remove(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<()> {
-    remove_all(c, of, &[(key, seq)])
+    match get_row(c, of, key)? {
+        Some(row) if row.seq == seq => remove_all(c, of, &mut [(key, &row)]),
+        _ => Ok(()),
+    }
 }
 
-/// The same for many rows.
-pub fn remove_all(c: &Connection, of: Side, rows: &[(&Key, i64)]) -> rusqlite::Result<()> {
-    REMOVE[of as usize]
-        .run(c, rows, |(key, seq)| {
-            [ValueRef::Blob(key.as_bytes()), ValueRef::Integer(*seq)]
-        })
+/// The same for many rows, which are put into the order of their namespaces.
+pub fn remove_all(c: &Connection, of: Side, rows: &mut [(&Key, &Row)]) -> rusqlite::Result<()> {
+    rows.sort_by_key(|(key, _)| key.ns());
+    for some in rows.chunk_by(|(a, _), (b, _)| a.ns() == b.ns()) {
+        let ready = REMOVE_READY[of as usize].run(c, some, |(_, row)| place(row))?;
+        uncount(c, of, some[0].0, "", ready)?;
+        if ready < some.len() {
+            // One that was held meanwhile leaves as well; one that came again stays.
+            for (key, row) in some {
+                let held = c
+                    .prepare_cached(&format!(
+                        "DELETE FROM {} WHERE pos = ? AND seq = ? RETURNING held",
+                        table(of)
+                    ))?
+                    .query_row([row.pos, row.seq], |r| r.get::<_, Option<String>>(0))
+                    .optional()?;
+                if let Some(held) = held {
+                    uncount(c, of, key, held.as_deref().unwrap_or_default(), 1)?;
+                }
+            }
+        }
+    }
+    let keys = || rows.iter().map(|(key, _)| *key);
+    match of {
+        Side::Local => transactions::left(c, keys()),
+        Side::Remote => Ok(()),
+    }
+}
+
+fn place(row: &Row) -> [ValueRef<'static>; 2] {
+    [ValueRef::Integer(row.pos), ValueRef::Integer(row.seq)]
+}
+
+/// Counts rows of a namespace no more.
+fn uncount(c: &Connection, of: Side, key: &Key, held: &str, n: usize) -> rusqlite::Result<()> {
+    c.prepare_cached("UPDATE counts SET n = n - ? WHERE queue = ? AND ns = ? AND held = ?")?
+        .execute(params![n, of as i64, key.ns().to_be_bytes(), held])
         .map(drop)
 }
 
-const REMOVE_LOCAL: Together = Together {
-    head: "DELETE FROM outbox WHERE (key, seq) IN (VALUES ",
+// The rows are found by their places: `+` keeps SQLite from going by the index of ready rows.
+const REMOVE_READY_LOCAL: Together = Together {
+    head: "DELETE FROM outbox WHERE +held IS NULL AND (pos, seq) IN (VALUES ",
     row: "(?,?)",
     tail: ")",
 };
 
 /// By side of the change.
-const REMOVE: [Together; 2] = [
-    REMOVE_LOCAL,
+const REMOVE_READY: [Together; 2] = [
+    REMOVE_READY_LOCAL,
     Together {
-        head: "DELETE FROM inbox WHERE (key, seq) IN (VALUES ",
-        ..REMOVE_LOCAL
+        head: "DELETE FROM inbox WHERE +held IS NULL AND (pos, seq) IN (VALUES ",
+        ..REMOVE_READY_LOCAL
     },
 ];
 
@@ -397,8 +436,8 @@ pub struct Counts {
     pub oldest: Option<i64>,
 }
 
-/// Counts of the queue with that side's changes. They are kept by triggers, in the transaction that
-/// changes the rows: a queue of a million costs no more than an empty one.
+/// Counts of the queue with that side's changes. They are kept in the transaction that changes the rows: a
+/// queue of a million costs no more than an empty one.
 pub fn counts(c: &Connection, of: Side) -> rusqlite::Result<Counts> {
     let mut counts = Counts::default();
     let mut rows =
@@ -495,7 +534,7 @@ pub fn of_namespace(
         params![after, end, i64::try_from(most).unwrap_or(i64::MAX)],
         |r| {
             Ok(Queued {
-                key: Key::from_bytes(r.get(0)?),
+                key: Key::from_bytes(r.get_ref(0)?.as_blob()?),
                 id: Id::from_bytes(r.get_ref(1)?.as_blob()?),
                 held: r.get(2)?,
             })

@@ -67,7 +67,7 @@ pub fn any_overruled(c: &Connection) -> rusqlite::Result<bool> {
 /// The keys of all records kept ahead.
 pub fn overruled_keys(c: &Connection) -> rusqlite::Result<Vec<Key>> {
     c.prepare_cached("SELECT key FROM overruled")?
-        .query_map([], |r| Ok(Key::from_bytes(r.get(0)?)))?
+        .query_map([], |r| Ok(Key::from_bytes(r.get_ref(0)?.as_blob()?)))?
         .collect()
 }
 
@@ -100,7 +100,7 @@ pub fn open_conflict(c: &Connection, key: &Key) -> rusqlite::Result<Option<OpenC
             Ok(OpenConflict {
                 id: r.get(0)?,
                 kind: r.get(1)?,
-                other: other.map(Key::from_bytes),
+                other: other.as_deref().map(Key::from_bytes),
             })
         })
         .optional()
@@ -209,7 +209,7 @@ pub fn due_stamps(c: &Connection, limit: u32) -> rusqlite::Result<Vec<(Key, Id, 
     c.prepare_cached("SELECT key, id, gen FROM stamps LIMIT ?")?
         .query_map([limit], |r| {
             Ok((
-                Key::from_bytes(r.get(0)?),
+                Key::from_bytes(r.get_ref(0)?.as_blob()?),
                 Id::from_bytes(r.get_ref(1)?.as_blob()?),
                 r.get(2)?,
             ))

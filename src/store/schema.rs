@@ -14,6 +14,7 @@ use rusqlite::config::DbConfig;
 
 use super::StoreError;
 use super::migrations::{self, Step};
+use super::sent::{self, Sent};
 
 /// cases: what `resolve` must know of an open conflict. local, remote: `_id` of the document on that
 /// side; fields: names, NUL-separated; seen: version of both documents when last shown to a person.
@@ -42,7 +43,8 @@ CREATE INDEX outbox_held ON outbox(held) WHERE held IS NOT NULL;
 CREATE INDEX inbox_held ON inbox(held) WHERE held IS NOT NULL;
 CREATE INDEX outbox_gone ON outbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
 CREATE INDEX inbox_gone ON inbox(key, at) WHERE held IS NULL AND hint IN (x'64', x'44');
--- Rows of the queues (0 outbox, 1 inbox) by namespace (as a key begins) and held ('' where it is not).
+-- Rows of the queues (0 outbox, 1 inbox) by namespace (as a key begins) and held ('' where it is not). Triggers
+-- count what comes; what leaves is counted by whoever deletes it, many at a time.
 CREATE TABLE counts(queue INTEGER NOT NULL, ns BLOB NOT NULL, held TEXT NOT NULL, n INTEGER NOT NULL,
   PRIMARY KEY(queue, ns, held)) WITHOUT ROWID;
 CREATE TRIGGER outbox_came AFTER INSERT ON outbox BEGIN
@@ -55,11 +57,6 @@ CREATE TRIGGER outbox_held_or_freed AFTER UPDATE OF held ON outbox WHEN OLD.held
 CREATE TRIGGER inbox_held_or_freed AFTER UPDATE OF held ON inbox WHEN OLD.held IS NOT NEW.held BEGIN
   UPDATE counts SET n = n - 1 WHERE queue = 1 AND ns = substr(OLD.key, 1, 4) AND held = ifnull(OLD.held, '');
   INSERT INTO counts VALUES(1, substr(NEW.key, 1, 4), ifnull(NEW.held, ''), 1) ON CONFLICT DO UPDATE SET n = n + 1; END;
-CREATE TRIGGER outbox_left AFTER DELETE ON outbox BEGIN
-  UPDATE counts SET n = n - 1 WHERE queue = 0 AND ns = substr(OLD.key, 1, 4) AND held = ifnull(OLD.held, '');
-  DELETE FROM transactions WHERE key = OLD.key; END;
-CREATE TRIGGER inbox_left AFTER DELETE ON inbox BEGIN
-  UPDATE counts SET n = n - 1 WHERE queue = 1 AND ns = substr(OLD.key, 1, 4) AND held = ifnull(OLD.held, ''); END;
 CREATE TABLE transactions(key BLOB PRIMARY KEY, t INTEGER NOT NULL) WITHOUT ROWID;
 CREATE INDEX transactions_t ON transactions(t);
 -- body: a marker byte (0 plain, 1 zstd), 8 bytes xxh3 of the content, the content.
@@ -69,6 +66,8 @@ CREATE TABLE base(key BLOB PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 -- byte 3, the digest, and the difference to base: {s: fields set, u: fields removed}. receipt: lane (12 bytes) and number.
 CREATE TABLE intents(key BLOB PRIMARY KEY, side INTEGER NOT NULL, new BLOB, base_after BLOB,
   after_is_new INTEGER NOT NULL, fields BLOB, epoch INTEGER NOT NULL, receipt BLOB) WITHOUT ROWID;
+-- Intents of a command that is under way, in one row; whatever becomes of it, they end or go into intents.
+CREATE TABLE sent(n INTEGER PRIMARY KEY AUTOINCREMENT, intents BLOB NOT NULL);
 -- Documents whose sync fields have to be brought up to date; gen counts the requests.
 CREATE TABLE stamps(key BLOB PRIMARY KEY, id BLOB NOT NULL, gen INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 -- Open conflicts by document key; two keys may share one (a unique clash).
@@ -146,6 +145,9 @@ pub(super) fn open_with(path: &Path, steps: &[&Step<'_>]) -> Result<Connection, 
         }
     }
     migrations::bring_up(&conn, format, steps)?;
+    let transaction = conn.transaction()?;
+    sent::take_apart(&transaction, &Sent::default())?;
+    transaction.commit()?;
     Ok(conn)
 }
 
@@ -172,7 +174,12 @@ fn check(conn: &mut Connection, thorough: bool) -> Result<(), StoreError> {
 }
 
 fn damaged(how: String) -> StoreError {
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), Some(how)).into()
+    corrupt(how).into()
+}
+
+/// What SQLite would say of a damaged file.
+pub(super) fn corrupt(how: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(11), Some(how))
 }
 
 /// Whether a file has all that a new one has. SQLite's own check does not look at the names in a

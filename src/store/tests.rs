@@ -27,6 +27,7 @@ fn change(n: i32, hint: Option<&[u8]>) -> Change {
 fn claim_all(of: Side) -> Claim {
     Claim {
         behind: Default::default(),
+        sent: Default::default(),
         of,
         after: 0,
         limit: 100,
@@ -39,7 +40,7 @@ fn claim_all(of: Side) -> Claim {
 
 async fn claimed(store: &Store, of: Side) -> Vec<queue::Work> {
     store
-        .call(move |c| claim(c, &claim_all(of), &mut HashSet::new()))
+        .call(move |c| claim(c, &claim_all(of), &mut Default::default()))
         .await
         .unwrap()
         .0
@@ -120,7 +121,7 @@ async fn r2_a_key_made_dirty_in_flight_stays_and_numbers_are_never_reused() {
     );
 }
 
-fn reopen(dir: &Path) -> Store {
+pub(super) fn reopen(dir: &Path) -> Store {
     // The thread of the dropped store lets go of the lock a moment later.
     for _ in 0..200 {
         match Store::open(dir) {

@@ -1,10 +1,12 @@
 //! Which documents of the outbox were written by one transaction.
 //!
 //! The queue is by state, so a document that a later transaction wrote, too, joins both: they then go
-//! together. A row leaves with its document's (a trigger sees to that).
+//! together. A row leaves with its document's.
 
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::together::Together;
 use crate::decide::Side;
 use crate::key::Key;
 
@@ -40,6 +42,26 @@ pub fn any(c: &Connection) -> rusqlite::Result<bool> {
         .query_row([], |r| r.get(0))
 }
 
+/// Some of these keys have left the outbox: they are part of no transaction any more.
+pub(super) fn left<'a>(
+    c: &Connection,
+    keys: impl Iterator<Item = &'a Key>,
+) -> rusqlite::Result<()> {
+    if !any(c)? {
+        return Ok(());
+    }
+    LEFT.run(c, &keys.collect::<Vec<_>>(), |key| {
+        [ValueRef::Blob(key.as_bytes())]
+    })
+    .map(drop)
+}
+
+const LEFT: Together = Together {
+    head: "DELETE FROM transactions WHERE key IN (",
+    row: "?",
+    tail: ") AND NOT EXISTS(SELECT 1 FROM outbox WHERE outbox.key = transactions.key)",
+};
+
 /// The transaction of a key.
 pub fn of(c: &Connection, key: &[u8]) -> rusqlite::Result<Option<i64>> {
     c.prepare_cached("SELECT t FROM transactions WHERE key = ?")?
@@ -59,7 +81,7 @@ pub fn waits(c: &Connection, key: &[u8]) -> rusqlite::Result<bool> {
 pub fn members(c: &Connection, transaction: i64) -> rusqlite::Result<Vec<Key>> {
     c.prepare_cached("SELECT key FROM transactions WHERE t = ? LIMIT ?")?
         .query_map(params![transaction, most()], |r| {
-            Ok(Key::from_bytes(r.get(0)?))
+            Ok(Key::from_bytes(r.get_ref(0)?.as_blob()?))
         })?
         .collect()
 }

@@ -3,6 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::intents;
 use super::queue::{self, Change};
 use crate::decide::Side;
 use crate::key::{Id, Key};
@@ -174,7 +175,7 @@ pub fn queue_gone(c: &Connection, ns: u32, most: u32, now: i64) -> rusqlite::Res
         .prepare_cached("SELECT key, id, side FROM gone WHERE key >= ? AND key < ? LIMIT ?")?
         .query_map(params![first, end, most], |r| {
             let change = Change {
-                key: Key::from_bytes(r.get(0)?),
+                key: Key::from_bytes(r.get_ref(0)?.as_blob()?),
                 id: Id::from_bytes(r.get_ref(1)?.as_blob()?),
                 hint: Some(queue::LOOK_GONE.to_vec()),
             };
@@ -212,9 +213,8 @@ pub fn has_base(c: &Connection, ns: u32) -> rusqlite::Result<bool> {
 
 /// Whether both queues are empty and no write is undecided: then no document needs a second look.
 pub fn is_idle(c: &Connection) -> rusqlite::Result<bool> {
-    c.prepare_cached(
-        "SELECT NOT EXISTS(SELECT 1 FROM outbox) AND NOT EXISTS(SELECT 1 FROM inbox)
-         AND NOT EXISTS(SELECT 1 FROM intents)",
-    )?
-    .query_row([], |r| r.get(0))
+    let queues = c
+        .prepare_cached("SELECT EXISTS(SELECT 1 FROM outbox) OR EXISTS(SELECT 1 FROM inbox)")?
+        .query_row([], |r| r.get::<_, bool>(0))?;
+    Ok(!queues && !intents::any(c)?)
 }

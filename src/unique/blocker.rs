@@ -1,6 +1,5 @@
 //! Who holds a unique value: the index behind the error, and the document in the way.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
@@ -8,7 +7,7 @@ use bson::{Bson, Document, RawDocumentBuf, doc};
 use super::Knot;
 use crate::failure::Failure;
 use crate::guard::Duplicate;
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeySet};
 use crate::side::Endpoint;
 
 impl Knot<'_> {
@@ -32,7 +31,7 @@ impl Knot<'_> {
         endpoint: &Arc<Endpoint>,
         new: &[u8],
         dup: &Duplicate,
-        known: &HashSet<Key>,
+        known: &KeySet,
     ) -> Result<Option<Vec<u8>>, Failure> {
         let spec = self.index(endpoint, &dup.pattern).await?;
         let mut filter = Document::new();

@@ -1,6 +1,5 @@
 //! Documents that seemed to differ, looked at again.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use crate::decide::{self, Decision, Rules, Side, Target, View};
 use crate::expiry;
 use crate::extent::Extent;
 use crate::failure::{Failure, Reason};
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeyMap};
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
 use crate::store::base::{self, digest};
@@ -46,7 +45,7 @@ pub(super) async fn judge(
     page: Vec<(Key, Id)>,
 ) -> Result<Vec<Verdict>, Failure> {
     let settings = shared.settings();
-    let mut open: HashMap<Key, (Id, Option<Pair>)> = page
+    let mut open: KeyMap<(Id, Option<Pair>)> = page
         .into_iter()
         .map(|(key, id)| (key, (id, None)))
         .collect();
@@ -115,13 +114,10 @@ async fn caught_up(shared: &Shared) -> Result<(), Failure> {
         .ok_or_else(|| Failure::offline(Reason::Timeout))
 }
 
-async fn standings(
-    shared: &Arc<Shared>,
-    keys: Vec<Key>,
-) -> Result<HashMap<Key, Standing>, Failure> {
+async fn standings(shared: &Arc<Shared>, keys: Vec<Key>) -> Result<KeyMap<Standing>, Failure> {
     let context = shared.clone();
     let found = shared.store.call(move |c| {
-        let mut found = HashMap::with_capacity(keys.len());
+        let mut found = KeyMap::with_capacity_and_hasher(keys.len(), Default::default());
         for key in keys {
             let busy = lock(&context.busy).contains(&key);
             let standing = match standing(c, &key)? {
@@ -140,7 +136,7 @@ async fn read(
     shared: &Arc<Shared>,
     settings: &Settings,
     extent: &Extent,
-    open: &HashMap<Key, (Id, Option<Pair>)>,
+    open: &KeyMap<(Id, Option<Pair>)>,
 ) -> Result<Vec<(Key, Look)>, Failure> {
     let all: Vec<(&Key, &Id)> = open.iter().map(|(key, (id, _))| (key, id)).collect();
     let mut found = Vec::with_capacity(all.len());

@@ -7,7 +7,6 @@
 //! is read by `_id` alone: what is new there crosses the link once, when it is fetched.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use bytes::Bytes;
 
@@ -15,7 +14,7 @@ use super::{Count, Difference, Finds, Found, Out, Place, Range, Seen};
 use crate::content::strip;
 use crate::decide::Side;
 use crate::failure::Failure;
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeyMap};
 use crate::side::{Answer, Rows};
 use crate::store::base::digest;
 
@@ -129,7 +128,7 @@ struct Join<'a> {
     ns: u32,
     sync_fields: &'a [String],
     /// What has come from one side alone so far; by side: local, remote.
-    waiting: [HashMap<Key, (Id, Held)>; 2],
+    waiting: [KeyMap<(Id, Held)>; 2],
     /// Bytes of the contents among them.
     bytes: usize,
     documents: u64,

@@ -6,14 +6,13 @@
 //! which keeps the other fields as they stand. A document's size is added, since to the hash 1 and 1.0 are
 //! the same; 2.2 and 2.9 still are.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{Count, Difference, Finds, Found, Out, Place, Range, Seen};
 use crate::failure::Failure;
-use crate::key::{Id, Key};
+use crate::key::{Id, Key, KeyMap};
 use crate::raw::{Writer, index_name};
 use crate::side::Endpoint;
 
@@ -149,14 +148,14 @@ impl Place {
         &self,
         endpoint: &Arc<Endpoint>,
         range: &Range,
-    ) -> Result<HashMap<Key, (Id, i64)>, Failure> {
+    ) -> Result<KeyMap<(Id, i64)>, Failure> {
         let mut w = Writer::new();
         let stage = self.hashed(&mut w, range);
         w.open(stage).open("$project").open("h");
         hash(&mut w);
         w.close().close().close();
         self.ending(&mut w);
-        let mut found = HashMap::new();
+        let mut found = KeyMap::default();
         endpoint
             .query(&self.db, w.command(), |d| {
                 if let Some(id) = Id::of(d.as_bytes()) {

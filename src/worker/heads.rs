@@ -4,14 +4,13 @@
 //! wrote them. Of every [`AGED`] batches one takes what has waited longest, whatever its rank, so that
 //! a stream of better ones stops nobody for ever.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
 
 use crate::decide::Side;
 use crate::failure::Failure;
-use crate::key::Key;
+use crate::key::KeySet;
 use crate::order::{Class, Rank};
 use crate::shared::{Shared, lock};
 use crate::store::claim::{self, Claim};
@@ -169,7 +168,7 @@ impl Heads {
         c: &Connection,
         mut what: Claim,
         limits: Limits,
-        busy: &mut HashSet<Key>,
+        busy: &mut KeySet,
     ) -> rusqlite::Result<Option<Batch>> {
         let ranked = self.lanes.len() > 1;
         if self.indexed != Some(ranked) {
@@ -213,7 +212,7 @@ impl Lane {
         c: &Connection,
         what: &mut Claim,
         turn: Side,
-        busy: &mut HashSet<Key>,
+        busy: &mut KeySet,
     ) -> rusqlite::Result<Option<(Side, Vec<Work>)>> {
         what.only.clone_from(&self.class.namespaces);
         for of in [turn, turn.other()] {

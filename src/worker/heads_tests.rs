@@ -1,7 +1,7 @@
 use bson::doc;
 
 use super::*;
-use crate::key::Id;
+use crate::key::{Id, Key, KeySet};
 use crate::store::queue::{self, Change};
 use crate::store::{Store, transactions};
 
@@ -55,7 +55,7 @@ fn next(
     heads: &mut Heads,
     c: &Connection,
     limits: Limits,
-    busy: &mut HashSet<Key>,
+    busy: &mut KeySet,
 ) -> rusqlite::Result<Option<(Rank, Vec<u32>)>> {
     let what = Claim {
         of: Side::Local,
@@ -63,9 +63,10 @@ fn next(
         limit: limits.most,
         now: 1_000,
         only: vec![],
-        never: HashSet::new(),
+        never: Default::default(),
         sync_fields: vec![],
         behind: Default::default(),
+        sent: Default::default(),
     };
     let batch = heads.claim_in(c, what, limits, busy)?;
     Ok(batch.map(|b| (b.rank, b.works.iter().map(|w| w.key.ns()).collect())))
@@ -79,7 +80,7 @@ async fn the_best_rank_is_claimed_first_and_alone() {
         enqueue(c, Side::Local, GUESTS, 0..2)?;
         enqueue(c, Side::Local, BOOKINGS, 0..2)?;
         enqueue(c, Side::Remote, GUESTS, 5..6)?;
-        let (mut heads, mut busy) = (Heads::new(), HashSet::new());
+        let (mut heads, mut busy) = (Heads::new(), KeySet::default());
         heads.arrange(classes(&[(0, &[BOOKINGS]), (1, &[GUESTS]), (2, &[LOGS])]));
         let mut claimed = vec![];
         while let Some(batch) = next(&mut heads, c, limits(10), &mut busy)? {
@@ -122,7 +123,7 @@ async fn a_new_order_counts_for_what_waits_already() {
     on_store(|c| {
         enqueue(c, Side::Local, LOGS, 0..3)?;
         enqueue(c, Side::Local, BOOKINGS, 0..1)?;
-        let (mut heads, mut busy) = (Heads::new(), HashSet::new());
+        let (mut heads, mut busy) = (Heads::new(), KeySet::default());
         assert_eq!(
             next(&mut heads, c, limits(1), &mut busy)?,
             Some((0, vec![LOGS]))
@@ -150,7 +151,7 @@ async fn a_transaction_takes_the_best_rank_of_its_collections() {
         enqueue(c, Side::Local, BOOKINGS, 0..2)?;
         let together = [(key(LOGS, 1).0, 7), (key(BOOKINGS, 1).0, 7)];
         transactions::note(c, Side::Local, &together)?;
-        let (mut heads, mut busy) = (Heads::new(), HashSet::new());
+        let (mut heads, mut busy) = (Heads::new(), KeySet::default());
         heads.arrange(classes(&[(0, &[BOOKINGS]), (1, &[LOGS])]));
         let first = next(&mut heads, c, limits(9), &mut busy)?;
         assert_eq!(first, Some((0, vec![BOOKINGS, LOGS, BOOKINGS])));
@@ -167,7 +168,7 @@ async fn a_transaction_takes_the_best_rank_of_its_collections() {
 async fn a_stream_of_better_ones_stops_nobody_for_ever() {
     on_store(|c| {
         enqueue(c, Side::Local, LOGS, 0..4)?;
-        let (mut heads, mut busy) = (Heads::new(), HashSet::new());
+        let (mut heads, mut busy) = (Heads::new(), KeySet::default());
         heads.arrange(classes(&[(0, &[BOOKINGS]), (1, &[LOGS])]));
         let mut claimed = vec![];
         for n in 0..24 {

@@ -19,7 +19,7 @@ use sangam::store::{Store, base, lanes, queue, records};
 use serde_json::json;
 
 /// The newest format.
-const NEWEST: u32 = 1;
+const NEWEST: u32 = 2;
 
 fn fixture(format: u32) -> PathBuf {
     let name = format!("tests/fixtures/state-format-{format}.db.zst");
