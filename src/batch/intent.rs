@@ -1,6 +1,7 @@
 //! Intents: writes of ours that may have happened, and whether they did (R3).
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -64,6 +65,16 @@ pub(super) fn settle_intent(
         (Some(_), Some(happened)) => happened,
         _ => landed(&intent, actual.as_deref()),
     };
+    if happened && gone(item).is_some_and(|side| !knows_how_documents_vanish(shared, side)) {
+        // Right after the start; else what went by itself would be deleted on the other side as well (R15).
+        settlements.push(Settlement::Deferred {
+            work: item.work.claim_only(),
+            wait: Duration::from_millis(200),
+        });
+        item.work.intent = Some(intent);
+        item.state = State::Done;
+        return false;
+    }
     if happened {
         if intent.digest.is_some() {
             intent.base_after = actual.map(Cow::into_owned);
@@ -99,14 +110,25 @@ pub(super) fn settle_intent(
 /// arrived: its event came too early to be told from a deletion (R15). Judged by the present time.
 fn went_by_itself(shared: &Shared, item: &Item) -> Option<Side> {
     let base = item.work.base.as_deref()?;
-    let gone = match (&item.local, &item.remote) {
-        (None, Some(_)) => Side::Local,
-        (Some(_), None) if item.remote_known => Side::Remote,
-        _ => return None,
-    };
+    let gone = gone(item)?;
     let volatile = shared.schema.volatile(gone, item.work.key.ns())?;
     let now = chrono::Utc::now().timestamp_millis() + shared.offset(gone);
     expiry::goes_by_itself(&volatile, base, now).then_some(gone)
+}
+
+/// The side that alone does not have the document.
+fn gone(item: &Item) -> Option<Side> {
+    match (&item.local, &item.remote) {
+        (None, Some(_)) => Some(Side::Local),
+        (Some(_), None) if item.remote_known => Some(Side::Remote),
+        _ => None,
+    }
+}
+
+/// Whether it is known which documents of a side vanish by themselves: that is learned before its stream
+/// is opened.
+fn knows_how_documents_vanish(shared: &Shared, side: Side) -> bool {
+    shared.streams_open(side) || side == Side::Remote && !shared.follows()
 }
 
 /// What the daemon wrote that held the lease before is what both sides have agreed on, as with an
