@@ -15,6 +15,7 @@ use chrono::Utc;
 use tokio::task::{self, JoinSet};
 
 use crate::batch;
+use crate::config::RetryConfig;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::metrics::Retried;
@@ -182,6 +183,15 @@ fn finished(shared: &Shared, done: Done, retry: &mut Retry) -> Result<Option<Dur
     }
 }
 
+/// Beyond a delay of `[retry]`: the longest wait for whoever holds the lease, and twice over.
+const BEYOND: Duration = Duration::from_secs(120);
+
+/// The longest that a row is put off, in ms.
+fn longest(retry: &RetryConfig) -> i64 {
+    let longest = retry.max.saturating_mul(2).saturating_add(BEYOND);
+    i64::try_from(longest.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// A claim of any collection, from the beginning of the outbox.
 fn what(shared: &Shared, limit: usize) -> Claim {
     Claim {
@@ -189,6 +199,7 @@ fn what(shared: &Shared, limit: usize) -> Claim {
         after: 0,
         limit,
         now: Utc::now().timestamp_millis(),
+        longest: longest(&shared.settings().config.retry),
         only: vec![],
         never: lock(&shared.halted).clone(),
         sync_fields: shared.settings().sync_fields.clone(),

@@ -22,6 +22,9 @@ pub struct Claim {
     pub limit: usize,
     /// ms since 1970; rows due later are passed over.
     pub now: i64,
+    /// ms; nobody puts a row off for longer. One that is due later was put off by a clock that has been set
+    /// back since.
+    pub longest: i64,
     /// Begin with documents of these namespaces only, of one rank as a rule; empty means all. What
     /// belongs to one transaction with them comes along from whichever namespace.
     pub only: Vec<u32>,
@@ -34,6 +37,12 @@ pub struct Claim {
     pub behind: HashMap<u32, u32>,
     /// The commands that are under way.
     pub sent: Sent,
+}
+
+impl Claim {
+    fn puts_off(&self, found: &Found) -> bool {
+        found.due > self.now && found.due - self.now <= self.longest
+    }
 }
 
 /// Claims the next keys of a queue that are not `busy`, drops rows that are only echoes, and tells
@@ -90,7 +99,7 @@ impl Claiming<'_> {
             }
             budget -= 1;
             at = first.row.pos;
-            if first.due > what.now {
+            if what.puts_off(&first) {
                 continue;
             }
             let transaction = match what.of {
@@ -184,7 +193,7 @@ impl Claiming<'_> {
         ))?;
         for key in members.iter().filter(|key| **key != first.key) {
             let member = row.query_row([key.as_bytes()], found).optional()?;
-            ready.extend(member.filter(|m| m.due <= what.now));
+            ready.extend(member.filter(|m| !what.puts_off(m)));
         }
         ready.push(first);
         ready.sort_by_key(|m| m.row.pos);

@@ -103,6 +103,7 @@ fn work(c: &Connection) -> rusqlite::Result<()> {
         sync_fields: vec![],
         behind: Default::default(),
         sent: Default::default(),
+        longest: i64::MAX,
     };
     let (works, _) = claim(c, &what, &mut Default::default())?;
     for work in works {

@@ -314,6 +314,7 @@ async fn step(model: &mut Model, real: &Real, claimed: &mut Vec<Claimed>, step: 
                 sync_fields: vec![],
                 behind: Default::default(),
                 sent: Default::default(),
+                longest: i64::MAX,
             };
             let mut busy: KeySet = claimed.iter().map(|claim| key(claim.key).0).collect();
             let before = claimed.len();

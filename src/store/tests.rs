@@ -28,6 +28,7 @@ fn claim_all(of: Side) -> Claim {
     Claim {
         behind: Default::default(),
         sent: Default::default(),
+        longest: i64::MAX,
         of,
         after: 0,
         limit: 100,
@@ -130,6 +131,64 @@ pub(super) fn reopen(dir: &Path) -> Store {
         }
     }
     panic!("the lock was never let go");
+}
+
+#[tokio::test]
+async fn what_a_clock_put_off_that_was_set_back_since_is_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let due = store.call(|c| {
+        queue::enqueue(c, Side::Local, &[change(1, None), change(2, None)], 5)?;
+        for (n, at) in [(1, 1_500), (2, 110_000_000)] {
+            queue::defer(c, Side::Local, &change(n, None).key, at, false, None)?;
+        }
+        let mut what = claim_all(Side::Local);
+        what.longest = 1_000;
+        claim(c, &what, &mut Default::default())
+    });
+    let keys: Vec<_> = due.await.unwrap().0.into_iter().map(|w| w.key).collect();
+    assert_eq!(keys, [change(2, None).key]);
+}
+
+#[tokio::test]
+async fn what_leaves_is_counted_whatever_became_of_it_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let of = |ns: u32, n: i32| {
+        let Change { id, .. } = change(n, None);
+        let key = Key::new(ns, &id);
+        let hint = None;
+        Change { key, id, hint }
+    };
+    // GIVEN claimed rows of two collections, of which one is held and one comes again
+    let left = store.call(move |c| {
+        let changes = [(2, 1), (1, 2), (2, 3), (1, 4), (1, 5)].map(|(ns, n)| of(ns, n));
+        queue::enqueue(c, Side::Local, &changes, 5)?;
+        let together: Vec<_> = changes.iter().map(|c| (c.key.clone(), 7)).collect();
+        transactions::note(c, Side::Local, &together)?;
+        let (works, _) = claim(c, &claim_all(Side::Local), &mut Default::default())?;
+        assert_eq!(works.len(), 5);
+        let held = &works[3];
+        let seq = held.outbox.as_ref().unwrap().seq;
+        queue::hold(c, Side::Local, &held.key, seq, "failed", "refused")?;
+        queue::enqueue(c, Side::Local, &changes[4..], 6)?;
+        // WHEN all of them leave
+        let rows = works.iter().map(|w| (&w.key, w.outbox.as_ref().unwrap()));
+        queue::remove_all(c, Side::Local, &mut rows.collect::<Vec<_>>())?;
+        // THEN what came again stays, with its part in the transaction, and nothing else is counted
+        let still = |key: &Key| transactions::of(c, key.as_bytes());
+        Ok((
+            queue::counts(c, Side::Local)?,
+            [queue::count_of(c, 1)?, queue::count_of(c, 2)?],
+            [still(&changes[4].key)?, still(&changes[3].key)?],
+            queue::get_row(c, Side::Local, &changes[4].key)?.is_some(),
+        ))
+    });
+    let (counts, by_ns, transaction, stays) = left.await.unwrap();
+    assert_eq!((counts.all, counts.failed), (1, 0), "{counts:?}");
+    assert_eq!(by_ns, [1, 0]);
+    assert_eq!(transaction, [Some(7), None]);
+    assert!(stays);
 }
 
 #[tokio::test]

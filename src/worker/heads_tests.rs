@@ -67,6 +67,7 @@ fn next(
         sync_fields: vec![],
         behind: Default::default(),
         sent: Default::default(),
+        longest: i64::MAX,
     };
     let batch = heads.claim_in(c, what, limits, busy)?;
     Ok(batch.map(|b| (b.rank, b.works.iter().map(|w| w.key.ns()).collect())))
