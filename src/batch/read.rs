@@ -103,7 +103,7 @@ async fn read_some(
     // Half of what would fit, since some are larger than others.
     let size = lock(&shared.sizes).get(&ns.number).copied();
     let first = size.map_or(FIRST, |size| (BYTES / 2 / size.max(1)).max(FIRST));
-    let mut found = KeyMap::with_capacity_and_hasher(ids.len(), Default::default());
+    let mut found = KeyMap::default();
     let (mut asked, mut bytes) = (0, 0);
     while asked < ids.len() && (asked == 0 || bytes < BYTES) {
         let fit = if asked == 0 {
@@ -117,7 +117,10 @@ async fn read_some(
             .await?;
         asked += next.len();
         bytes += some.values().map(Vec::len).sum::<usize>();
-        found.extend(some);
+        match found.is_empty() {
+            true => found = some,
+            false => found.extend(some),
+        }
     }
     if !found.is_empty() {
         lock(&shared.sizes).insert(ns.number, bytes / found.len());
