@@ -302,6 +302,9 @@ async fn rest(shared: &Arc<Shared>) -> Result<(), Failure> {
         tokio::time::sleep(AMBIGUOUS_FOR).await;
         let dropped = shared.store.call(intents::forget_every);
         dropped.await.map_err(store_failed)?;
+        if let Some(lease) = shared.lease() {
+            lease.journal().forgotten();
+        }
     }
     Ok(())
 }

@@ -17,8 +17,9 @@ use crate::conflicts::Found;
 use crate::content::strip;
 use crate::decide::{self, Clash, Decision, Rules, Side, Target, View};
 use crate::failure::Failure;
-use crate::guard::{self, Duplicate, Form, Write};
+use crate::guard::{self, Duplicate, Form, Outcome, Write};
 use crate::key::Key;
+use crate::lease::journal;
 use crate::raw;
 use crate::receipt::Receipt;
 use crate::retry::delay_of_attempt;
@@ -26,7 +27,7 @@ use crate::settle::{self, Settlement};
 use crate::shared::{Settings, Shared, lock};
 use crate::store::queue::Work;
 pub(crate) use intent::landed;
-use intent::{inherit, settle_intent};
+use intent::settle_intent;
 
 /// Looks at a batch before what is left of it goes back to the queue.
 const LOOKS: usize = 4;
@@ -159,7 +160,7 @@ async fn run(shared: &Arc<Shared>, works: Vec<Work>) -> Result<(), Failure> {
     // Of several daemons, one that stands by settles what is equal and leaves the rest where it is.
     let withheld = shared.withholds();
     // What the last holder did may not have been seen here yet: believe nothing.
-    let careful = withheld || shared.lease().is_some_and(|l| l.legacy().is_open());
+    let careful = withheld || shared.lease().is_some_and(|l| l.journal().inherits());
     for look in 0..LOOKS {
         if items.iter().all(|i| i.state != State::Look) {
             break;
@@ -198,9 +199,6 @@ async fn decide_all(
     for (i, item) in items.iter_mut().enumerate() {
         if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
             continue;
-        }
-        if !withheld {
-            inherit(shared, settings, item, &mut settlements);
         }
         let local = item
             .local
@@ -387,9 +385,12 @@ async fn write_all(
             .push(p);
     }
     let groups: Vec<_> = groups.into_values().collect();
-    let tickets = settle::put_intents(shared, settings, items, &groups, &together).await?;
+    let (tickets, entries) =
+        settle::put_intents(shared, settings, items, &groups, &together).await?;
+    // Nothing may be sent that another daemon could not go on with.
+    let unsent = journal::announce(shared, entries).await.err();
     shared.failpoints.crash("before_write");
-    let mut failed = transaction::send(shared, settings, items, together).await?;
+    let mut failed = transaction::send(shared, settings, items, together, unsent.as_ref()).await?;
     for (group, ticket) in groups.into_iter().zip(tickets) {
         let side = group[0].side;
         let ns = items[group[0].item].ns.clone();
@@ -398,14 +399,13 @@ async fn write_all(
         let stamp = shared.stamp_for(settings, side);
         let writes_of = group.iter().map(|p| (&p.write, &p.form));
         shared.echoes.sent(side, writes_of);
-        let outcome = guard::write(
-            &endpoint,
-            (&ns.db, &ns.coll),
-            &writes,
-            &settings.sync_fields,
-            stamp,
-        )
-        .await;
+        let outcome = match &unsent {
+            Some(failure) => Outcome::unsent(writes.len(), failure.clone()),
+            None => {
+                let names = (ns.db.as_str(), ns.coll.as_str());
+                guard::write(&endpoint, names, &writes, &settings.sync_fields, stamp).await
+            }
+        };
         shared.failpoints.crash("after_write_before_ack");
         if shared.failpoints.mutated("clear_noseq") {
             // The mutation matters to an edit that comes in while the answer is on its way.

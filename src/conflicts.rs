@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::content::strip;
-use crate::decide::{Kind, Side};
+use crate::decide::{self, Kind, Side};
 use crate::guard::Duplicate;
 use crate::key::{Id, Key};
 use crate::raw::{self, Writer};
@@ -273,10 +273,21 @@ pub fn settled_by_policy(found: &Found, strategy: &str, result: Option<&[u8]>) -
 /// The write that settles a clash by policy happened, or may have: its record goes on its way.
 pub fn overruled(c: &Connection, key: &Key) -> rusqlite::Result<()> {
     if let Some((doc, _)) = records::take_overruled(c, key)? {
-        records::put_record(c, "conflict_logs", &ObjectId::new().bytes(), &doc)?;
+        records::put_record(c, "conflict_logs", &id_of(&doc), &doc)?;
         count(c)?;
     }
     Ok(())
+}
+
+/// `_id` of such a record. It follows from the record, for another daemon may have to write it as well:
+/// its time, as in any ObjectId, then a digest.
+fn id_of(record: &[u8]) -> [u8; 12] {
+    let time = raw::get(record, b"resolvedAt").and_then(|e| decide::millis(&e));
+    let seconds = u32::try_from(time.unwrap_or(0) / 1000).unwrap_or(0);
+    let mut id = [0; 12];
+    id[..4].copy_from_slice(&seconds.to_be_bytes());
+    id[4..].copy_from_slice(&base::digest(record)[..8]);
+    id
 }
 
 /// No answer came to that write, and its result is not to be seen: either it never happened, then

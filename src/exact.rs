@@ -4,10 +4,9 @@ use bson::RawDocumentBuf;
 use mongodb::ClientSession;
 
 use crate::content;
-use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::guard::{self, Form, Stamp, Verdict, Write};
-use crate::lease::{Lease, legacy};
+use crate::lease::Lease;
 use crate::raw::Writer;
 use crate::receipt::Receipt;
 use crate::side::{Endpoint, deadline};
@@ -117,11 +116,7 @@ async fn attempt(
     let pass = lease.map(|l| l.begin(endpoint.side)).transpose();
     let pass = pass.map_err(before)?;
     let _turn = match lease {
-        Some(lease) => {
-            let announced = announce(lease, endpoint.side, writes).await;
-            announced.map_err(before)?;
-            Some(lease.turn(endpoint.side).await)
-        }
+        Some(lease) => Some(lease.turn(endpoint.side).await),
         None => None,
     };
     endpoint.end_leftovers().await.map_err(before)?;
@@ -199,22 +194,6 @@ async fn fence(
         (None, 1) => Ok(Verdict::Done),
         _ => Err(Failure::standby()),
     }
-}
-
-async fn announce(lease: &Lease, side: Side, writes: Writes<'_>) -> Result<(), Failure> {
-    match writes {
-        Writes::Exact(writes) => {
-            for (ns, write) in writes {
-                legacy::announce(lease, side, *ns, std::iter::once(*write)).await?;
-            }
-        }
-        Writes::Guarded(writes) => {
-            for (ns, writes) in writes {
-                legacy::announce(lease, side, *ns, writes.iter().map(|(w, _)| *w)).await?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The server drops an abandoned transaction by itself; this only does it sooner.

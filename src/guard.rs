@@ -17,7 +17,7 @@ use crate::config::FieldNames;
 use crate::content;
 use crate::failure::{Class, Failure, class_of_code};
 use crate::key::{Id, Key};
-use crate::lease::{AT_WORK, legacy};
+use crate::lease::AT_WORK;
 use crate::raw::{self, Writer, index_name};
 use crate::side::{Endpoint, MAX_TIME};
 use statement::{delete_statement, fields_stage, whole_stages};
@@ -135,6 +135,16 @@ pub struct Outcome {
     pub failure: Option<Failure>,
 }
 
+impl Outcome {
+    /// None of them was sent.
+    pub(crate) fn unsent(writes: usize, failure: Failure) -> Self {
+        Self {
+            verdicts: vec![Verdict::Unknown { late: false }; writes],
+            failure: Some(failure),
+        }
+    }
+}
+
 /// Chooses the form of a write. With `sync_fields` the documents there may hold more than the content.
 pub fn form(write: &Write, sync_fields: &[String]) -> Form {
     let (expect, new) = match (&write.expect, &write.new) {
@@ -214,13 +224,6 @@ pub async fn write(
         return outcome;
     }
     let fence = endpoint.fence();
-    if let Some(lease) = endpoint.lease.get() {
-        let all = writes.iter().map(|(w, _)| *w);
-        if let Err(failure) = legacy::announce(lease, endpoint.side, (db, coll), all).await {
-            outcome.failure = Some(failure);
-            return outcome;
-        }
-    }
     // An `insert` can't say up to when it may begin.
     let fenced: Vec<(&Write, &Form)>;
     let writes = match fence {

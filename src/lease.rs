@@ -12,12 +12,14 @@
 //! the lease document before any command carries it, and the next holder waits for it to pass.
 //!
 //! Whoever stands by does all but write: it captures, follows and settles what is equal, so that it has
-//! a queue and a base of its own when it takes over. What the last holder may have written and the
-//! standby has not seen settled yet is in `legacy`.
+//! a queue and a base of its own when it takes over. What it can't see for itself the holder puts down
+//! in the `journal`.
 
 mod document;
+mod entry;
+mod heir;
+pub(crate) mod journal;
 mod keeper;
-pub(crate) mod legacy;
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Mutex, Weak};
@@ -35,6 +37,8 @@ use crate::raw::Writer;
 use crate::shared::lock;
 use crate::side::Endpoint;
 
+pub(crate) use entry::Entry;
+pub(crate) use journal::Journal;
 pub(crate) use keeper::{adopt_sides, hand_over, run};
 
 /// The collection with lease, fence and legacy, in the first database of both sides.
@@ -135,9 +139,7 @@ pub struct Lease {
     at_work: AtomicUsize,
     /// How long the remote may take to get a command, in ms: more than [`VALID`] on a slow link.
     allowance: AtomicI64,
-    legacy: legacy::Legacy,
-    /// Puts what was announced in order.
-    announced: AtomicI64,
+    journal: journal::Journal,
     failpoints: Failpoints,
     /// One transaction at a time on each side: all of them touch its fence.
     turns: [tokio::sync::Mutex<()>; 2],
@@ -196,8 +198,7 @@ impl Lease {
             state: Mutex::default(),
             at_work: AtomicUsize::new(0),
             allowance: AtomicI64::new(VALID),
-            legacy: legacy::Legacy::default(),
-            announced: AtomicI64::new(0),
+            journal: journal::Journal::default(),
             failpoints: Failpoints::from_env(),
             turns: Default::default(),
         }
@@ -308,9 +309,9 @@ impl Lease {
         }
     }
 
-    /// What the holder before may have written, until it is settled.
-    pub(crate) fn legacy(&self) -> &legacy::Legacy {
-        &self.legacy
+    /// What this daemon puts down for the others.
+    pub(crate) fn journal(&self) -> &journal::Journal {
+        &self.journal
     }
 }
 

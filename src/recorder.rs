@@ -11,6 +11,7 @@ use chrono::Utc;
 
 use crate::failure::{Class, Failure};
 use crate::identity;
+use crate::lease::Journal;
 use crate::raw::{Writer, index_name};
 use crate::runs;
 use crate::settle::store_failed;
@@ -52,6 +53,8 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
         return Ok(());
     }
     let _in_order = shared.flushing.lock().await;
+    let journal = shared.lease().map(|lease| lease.journal());
+    let owed = journal.map_or(0, Journal::unrecorded);
     loop {
         let waiting = shared
             .store
@@ -59,6 +62,9 @@ pub async fn flush(shared: &Shared, indexed: &mut bool) -> Result<(), Failure> {
             .await
             .map_err(store_failed)?;
         if waiting.is_empty() {
+            if let Some(journal) = journal {
+                journal.recorded(owed);
+            }
             return Ok(());
         }
         if !*indexed {

@@ -18,6 +18,7 @@ use crate::decide::Side;
 use crate::failure::{Class, Failure};
 use crate::guard::{self, Duplicate, Form, Verdict, Write};
 use crate::key::{Id, Key};
+use crate::lease::{Entry, journal};
 use crate::resolution::Step;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -198,15 +199,20 @@ async fn carry_on(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<Ending, F
         let write = write_of(&step);
         let form = guard::form(&write, &settings.sync_fields);
         let intent = intent_of(&step, &form, (ruling.epoch, &settings));
-        let (key, kept) = (step.key.clone(), ruling.clone());
-        shared
+        let (key, kept, wanted) = (step.key.clone(), ruling.clone(), intent.clone());
+        let base = shared
             .store
             .call(move |c| {
                 put(c, &kept)?;
-                intents::put(c, &key, &intent)
+                intents::put(c, &key, &wanted)?;
+                base::get(c, &key)
             })
             .await
             .map_err(store_failed)?;
+        let entry = Entry::of(step.id.clone(), base, intent);
+        if let Err(failure) = journal::announce(shared, vec![(step.key.clone(), entry)]).await {
+            return Ok(Ending::Pending(failure));
+        }
         let (verdict, failure) = send(shared, &settings, &step, (write, form)).await?;
         shared.failpoints.crash("ruling_written");
         match verdict {
@@ -279,6 +285,7 @@ async fn read(
 
 async fn step_done(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<(), Failure> {
     let step = ruling.steps[ruling.at].clone();
+    let key = step.key.clone();
     ruling.at += 1;
     let kept = ruling.clone();
     if let Some((db, coll)) = shared.store.namespace_name(step.key.ns()) {
@@ -294,7 +301,11 @@ async fn step_done(shared: &Arc<Shared>, ruling: &mut Ruling) -> Result<(), Fail
             put(c, &kept)
         })
         .await
-        .map_err(store_failed)
+        .map_err(store_failed)?;
+    if let Some(lease) = shared.lease() {
+        lease.journal().decided(&key, true);
+    }
+    Ok(())
 }
 
 /// Closes the books of a ruling, unless its outcome is open.
@@ -322,11 +333,15 @@ async fn end(
         }
         _ => {
             let look = ruling.at > 0 || matches!(ending, Ending::Changed);
+            let given_up = ruling.steps.get(ruling.at).map(|step| step.key.clone());
             shared
                 .store
                 .call(move |c| give_up(c, &ruling, look))
                 .await
                 .map_err(store_failed)?;
+            if let (Some(lease), Some(key)) = (shared.lease(), given_up) {
+                lease.journal().decided(&key, false);
+            }
         }
     }
     Ok(ending)

@@ -19,6 +19,7 @@ use crate::exact;
 use crate::failure::Failure;
 use crate::guard::{Duplicate, Verdict, Write};
 use crate::key::{Id, Key, KeySet};
+use crate::lease::{Entry, journal};
 use crate::receipt;
 use crate::settle::store_failed;
 use crate::shared::{Settings, Shared, lock};
@@ -443,6 +444,18 @@ impl Knot<'_> {
             })
             .await
             .map_err(store_failed)?;
+        let entry = |(m, (key, intent)): (&Member, &(Key, Intent))| {
+            let id = m.write.id.clone();
+            (
+                key.clone(),
+                Entry::of(id, m.work.base.clone(), intent.clone()),
+            )
+        };
+        let entries = match self.shared.lease() {
+            Some(_) => chain.iter().zip(&intents).map(entry).collect(),
+            None => vec![],
+        };
+        let unsent = journal::announce(self.shared, entries).await.err();
         let writes: Vec<_> = chain
             .iter()
             .map(|m| ((self.db, self.coll), &m.write))
@@ -453,11 +466,21 @@ impl Knot<'_> {
             stamp,
             receipt: receipt.map(|receipt| (self.settings.records_db(), receipt)),
         };
-        let (verdict, failure) = exact::write_together(endpoint, &writes, with).await;
+        let (verdict, failure) = match unsent {
+            Some(failure) => (Verdict::Unknown { late: false }, Some(failure)),
+            None => exact::write_together(endpoint, &writes, with).await,
+        };
         self.shared.receipts.ended(side, receipt, &verdict);
         self.shared.failpoints.crash("after_write_before_ack");
         self.shared.note(side, &failure.clone().map_or(Ok(()), Err));
         let keys: KeySet = chain.iter().map(|m| m.write.key.clone()).collect();
+        let decided = |done: bool| {
+            if let Some(lease) = self.shared.lease() {
+                intents
+                    .iter()
+                    .for_each(|(key, _)| lease.journal().decided(key, done));
+            }
+        };
         match verdict {
             Verdict::Done => {
                 let stamping = self.settings.config.sync.stamp_documents && side == Side::Remote;
@@ -466,6 +489,7 @@ impl Knot<'_> {
                     .call(move |c| written(c, &chain, stamping))
                     .await
                     .map_err(store_failed)?;
+                decided(true);
                 Ok(Answer::Untied(keys))
             }
             Verdict::Unknown { late } => {
@@ -490,6 +514,7 @@ impl Knot<'_> {
                     .call(move |c| forget.iter().try_for_each(|key| intents::forget(c, key)))
                     .await
                     .map_err(store_failed)?;
+                decided(false);
                 tracing::debug!(documents = forget_count, what = verdict_name, "untying");
                 Ok(Answer::Again("the transaction was refused"))
             }

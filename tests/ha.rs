@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mongodb::Client;
 use mongodb::bson::{Document, doc};
+use sangam::faultlink::FaultLink;
 use sangam::mongod::{MongoServer, ServerOptions};
 use serde_json::Value;
 
@@ -18,6 +19,8 @@ use common::{Daemon, Settings, World, wait_for, wait_until};
 
 /// Waiting out a lease, on a machine that is busy with other tests.
 const TAKE_OVER: Duration = Duration::from_secs(90);
+
+const STRATEGY: &str = "sync.conflict_resolution_strategy";
 
 /// Settings of one of several daemons on the pair.
 fn settings(world: &World, name: &str) -> Settings {
@@ -60,6 +63,16 @@ async fn exactly_one_works_and_a_clean_stop_hands_over() {
             .map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
             .sum::<f64>()
     };
+    // What it has read of the other one's journal is cut off.
+    let journal = world.local.collection::<Document>("sangam_lease");
+    wait_until(PATIENT, "the journal is cut off", async || {
+        let left = journal.count_documents(doc! {"count": {"$gt": 0}}).await;
+        match common::yet(left)? {
+            0 => Ok(()),
+            left => Err(format!("{left} notes are left")),
+        }
+    })
+    .await;
     let metrics = b.get("/metrics").await.unwrap().body;
     assert_eq!(
         moved(metrics.as_str().unwrap().to_owned()),
@@ -217,6 +230,195 @@ async fn just_sent(test: &str, then: impl AsyncFn(&mut Daemon)) {
         }
     }
     kit::converged_without_conflict(&world, &b).await;
+}
+
+/// Settings of a daemon with a way of its own to the remote, and with rules for counting.
+fn far_off(world: &World, name: &str, way: &FaultLink) -> Settings {
+    counting(settings(world, name)).set("remote.uri", &format!("{:?}", way.uri()))
+}
+
+fn counting(settings: Settings) -> Settings {
+    settings
+        .set("sync.rules.c.n", "\"sum_of_changes\"")
+        .set("sync.rules.c.tags", "\"union\"")
+}
+
+/// The first works; the second has seen everything so far, and has no link to the remote any more.
+async fn one_without_a_link(world: &World) -> (Daemon, Daemon, FaultLink) {
+    let way = FaultLink::open(world.servers().remote.address())
+        .await
+        .unwrap();
+    let a = world.start_with(counting(settings(world, "a"))).await;
+    wait_role(&a, "holder").await;
+    let b = world.start_with(far_off(world, "b", &way)).await;
+    wait_role(&b, "standby").await;
+    kit::fill(world, &a, "c", 4).await;
+    world.wait_converged_within(PATIENT, &b).await;
+    way.cut();
+    b.wait_status("isOnline", |v| *v == false).await;
+    (a, b, way)
+}
+
+/// Waits until whoever stands by has read all that the holder has put down of documents so far.
+async fn wait_told(world: &World) {
+    let journal = world.local.collection::<Document>("sangam_lease");
+    let place = |d: Document| (d.get_i64("epoch").unwrap(), d.get_i64("n").unwrap());
+    let latest = async |filter: Document| {
+        let found = journal.find_one(filter).sort(doc! {"epoch": -1, "n": -1});
+        Ok::<_, String>(common::yet(found.await)?.map(place))
+    };
+    let last = latest(doc! {"count": {"$gt": 0}}).await.unwrap();
+    wait_until(PATIENT, "it is told", async || {
+        let seen = latest(doc! {"_id": {"$regex": "^seen:"}}).await?;
+        (seen >= last)
+            .then_some(())
+            .ok_or_else(|| format!("{seen:?}, not {last:?}"))
+    })
+    .await;
+}
+
+async fn add(c: &kit::Docs, n: i32) {
+    let update = doc! {"$inc": {"n": n}};
+    c.update_one(doc! {"_id": 2}, update).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_over_knows_what_was_agreed_on_while_it_had_no_link() {
+    let world = World::new("ha_no_link").await;
+    let (mut a, b, way) = one_without_a_link(&world).await;
+    let (here, there) = both(&world, "c");
+    // GIVEN documents that both sides go on editing, which b never sees equal
+    set(&here, 1, doc! {"v": 1}).await;
+    wait_content(&there, 1, doc! {"_id": 1, "v": 1}).await;
+    set(&there, 1, doc! {"w": 1}).await;
+    wait_content(&here, 1, doc! {"_id": 1, "v": 1, "w": 1}).await;
+    set(&here, 2, doc! {"n": 5, "tags": ["a", "b"]}).await;
+    let wanted = doc! {"_id": 2, "v": 0, "n": 5, "tags": ["a", "b"]};
+    wait_content(&there, 2, wanted).await;
+    add(&there, 3).await;
+    let wanted = doc! {"_id": 2, "v": 0, "n": 8, "tags": ["a", "b"]};
+    wait_content(&here, 2, wanted).await;
+    here.delete_one(doc! {"_id": 3}).await.unwrap();
+    wait_content(&there, 3, None).await;
+    here.insert_one(doc! {"_id": 9, "x": 1, "y": 1})
+        .await
+        .unwrap();
+    wait_content(&there, 9, doc! {"_id": 9, "x": 1, "y": 1}).await;
+    wait_told(&world).await;
+    kit::cut(&world, &a).await;
+    set(&here, 1, doc! {"v": 2}).await;
+    set(&there, 1, doc! {"w": 2}).await;
+    add(&here, 10).await;
+    add(&there, 100).await;
+    let tag = doc! {"$pull": {"tags": "a"}};
+    there.update_one(doc! {"_id": 2}, tag).await.unwrap();
+    there
+        .insert_one(doc! {"_id": 3, "v": "anew"})
+        .await
+        .unwrap();
+    set(&here, 9, doc! {"x": 2}).await;
+    set(&there, 9, doc! {"y": 2}).await;
+    // WHEN the holder dies
+    a.kill9();
+    wait_role(&b, "holder").await;
+    way.heal();
+    // THEN the next one merges as the first would have
+    for docs in [&here, &there] {
+        wait_content(docs, 1, doc! {"_id": 1, "v": 2, "w": 2}).await;
+        let wanted = doc! {"_id": 2, "v": 0, "n": 118, "tags": ["b"]};
+        wait_content(docs, 2, wanted).await;
+        wait_content(docs, 3, doc! {"_id": 3, "v": "anew"}).await;
+        wait_content(docs, 9, doc! {"_id": 9, "x": 2, "y": 2}).await;
+    }
+    kit::converged_without_conflict(&world, &b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_starts_again_tells_what_it_had_not() {
+    let world = World::new("ha_owed").await;
+    let (mut a, b, way) = one_without_a_link(&world).await;
+    let (here, there) = both(&world, "c");
+    // GIVEN a holder that dies between its last write and telling the others what became of it
+    let settings = a.settings.clone();
+    a.kill9();
+    a.settings = settings.clone().env("SANGAM_FAILPOINT", "after_base:1");
+    a.restart().await;
+    wait_role(&a, "holder").await;
+    set(&here, 1, doc! {"v": 1}).await;
+    a.wait_exit().await;
+    wait_content(&there, 1, doc! {"_id": 1, "v": 1}).await;
+    // AND that in two notes, as when the first one still waits for its record
+    let journal = world.local.collection::<Document>("sangam_lease");
+    let last = journal
+        .find_one(doc! {"count": {"$gt": 0}})
+        .sort(doc! {"_id": -1});
+    let mut note = last.await.unwrap().unwrap();
+    let n = note.get_i64("n").unwrap() + 1;
+    let id = note.get_str("_id").unwrap();
+    let id = format!("{}{:016x}", &id[..id.len() - 16], n + 1);
+    note.extend(doc! {"_id": id, "n": n});
+    journal.insert_one(note).await.unwrap();
+    // WHEN it comes back, and dies for good later
+    a.settings = settings;
+    a.restart().await;
+    wait_role(&a, "holder").await;
+    world.wait_converged_within(PATIENT, &a).await;
+    kit::cut(&world, &a).await;
+    a.kill9();
+    set(&here, 1, doc! {"v": 2}).await;
+    wait_role(&b, "holder").await;
+    way.heal();
+    // THEN the next one knows that the first edit had arrived
+    wait_content(&there, 1, doc! {"_id": 1, "v": 2}).await;
+    kit::converged_without_conflict(&world, &b).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_policy_overwrote_is_on_record_once_though_its_holder_died() {
+    let world = World::new("ha_record").await;
+    let way = FaultLink::open(world.servers().remote.address())
+        .await
+        .unwrap();
+    let wins = |settings: Settings| settings.set(STRATEGY, "\"local_wins\"");
+    let mut a = world.start_with(wins(settings(&world, "a"))).await;
+    wait_role(&a, "holder").await;
+    let mut b = world.start_with(wins(far_off(&world, "b", &way))).await;
+    wait_role(&b, "standby").await;
+    let (here, there) = kit::fill(&world, &a, "c", 3).await;
+    world.wait_converged_within(PATIENT, &b).await;
+    // GIVEN a holder that settles a clash and dies before its record is in the database
+    kit::cut(&world, &a).await;
+    set(&here, 1, doc! {"v": "ours"}).await;
+    set(&there, 1, doc! {"v": "theirs"}).await;
+    let healthy = a.settings.clone();
+    a.kill9();
+    a.settings = healthy.clone().env("SANGAM_FAILPOINT", "after_base:1");
+    world.link.heal();
+    a.respawn();
+    a.wait_exit().await;
+    wait_content(&there, 1, doc! {"_id": 1, "v": "ours"}).await;
+    assert!(world.conflicts().await.is_empty());
+    // WHEN another one takes over THEN what was overwritten is on record
+    wait_role(&b, "holder").await;
+    let overwritten = |c: &Document| {
+        let remote = c.get_document("remoteDocument").unwrap();
+        remote.get_str("v").is_ok_and(|v| v == "theirs")
+    };
+    wait_until(PATIENT, "the record", async || {
+        let all = world.conflicts().await;
+        (all.len() == 1 && overwritten(&all[0]))
+            .then_some(())
+            .ok_or_else(|| format!("{all:#?}"))
+    })
+    .await;
+    // AND it stays one record when the first one works again
+    a.settings = healthy;
+    a.restart().await;
+    wait_role(&a, "standby").await;
+    assert!(b.terminate().await.success());
+    wait_role(&a, "holder").await;
+    world.wait_converged_within(PATIENT, &a).await;
+    assert_eq!(kit::conflicts_now(&world, &a).await.len(), 1);
 }
 
 /// Suspends the holder between its check that it may write and the write that `first` asks for, lets

@@ -46,6 +46,18 @@ impl Planned {
     }
 }
 
+impl Planned {
+    /// The same with the whole content, for a daemon that has nothing else.
+    pub(crate) fn whole_intent(&self, epoch: i64, updated_at: &str) -> Intent {
+        let mut intent = self.intent(epoch, updated_at);
+        if intent.digest.take().is_some() {
+            intent.new.clone_from(&self.write.new);
+            intent.base_after.clone_from(&self.write.new);
+        }
+        intent
+    }
+}
+
 /// A write of ours that may have happened is decided before anything else (R3). `false`: not now.
 pub(super) fn settle_intent(
     shared: &Shared,
@@ -129,47 +141,6 @@ fn gone(item: &Item) -> Option<Side> {
 /// is opened.
 fn knows_how_documents_vanish(shared: &Shared, side: Side) -> bool {
     shared.streams_open(side) || side == Side::Remote && !shared.follows()
-}
-
-/// What the daemon wrote that held the lease before is what both sides have agreed on, as with an
-/// intent of our own. (Only one side needs to be asked: where both hold what it wrote, they agree.)
-pub(super) fn inherit(
-    shared: &Shared,
-    settings: &Settings,
-    item: &mut Item,
-    settlements: &mut Vec<Settlement>,
-) {
-    let Some(legacy) = shared.lease().map(|l| l.legacy()).filter(|l| l.is_open()) else {
-        return;
-    };
-    if !item.remote_known {
-        return;
-    }
-    let ns = (item.ns.db.as_str(), item.ns.coll.as_str());
-    let written = legacy.take(ns, &item.work.key, item.work.base.as_deref());
-    for (side, found) in [(Side::Remote, &item.remote), (Side::Local, &item.local)] {
-        let content = found.as_deref().map(|d| strip(d, &settings.sync_fields));
-        let is_base = content.as_deref() == item.work.base.as_deref();
-        if !is_base && written.holds(side, content.as_deref()) {
-            let base = content.map(Cow::into_owned);
-            item.work.left = None;
-            item.work.base.clone_from(&base);
-            settlements.push(Settlement::Landed {
-                work: item.work.claim_only(),
-                intent: Intent {
-                    side,
-                    new: None,
-                    digest: None,
-                    base_after: base,
-                    fields: None,
-                    epoch: shared.store.epoch(),
-                    receipt: None,
-                },
-                left: None,
-            });
-            return;
-        }
-    }
 }
 
 /// Whether a side holds what the intent wrote: all of it, or at least its fields, since others may

@@ -108,16 +108,18 @@ fn in_parts(items: &[Item], counted: Vec<Planned>) -> Vec<Group> {
     groups
 }
 
-/// Sends what goes together; the failure of the link, if it failed.
+/// Sends what goes together, unless that failure says that nothing may be sent; the failure of the link,
+/// if it failed.
 pub(super) async fn send(
     shared: &Arc<Shared>,
     settings: &Settings,
     items: &mut [Item],
     groups: Vec<Group>,
+    unsent: Option<&Failure>,
 ) -> Result<Option<Failure>, Failure> {
     let mut failed: Option<Failure> = None;
     for group in groups {
-        let failure = together(shared, settings, items, group).await?;
+        let failure = together(shared, settings, items, group, unsent).await?;
         failed = failed.or(failure.filter(Failure::is_offline));
     }
     Ok(failed)
@@ -128,6 +130,7 @@ async fn together(
     settings: &Settings,
     items: &mut [Item],
     group: Group,
+    unsent: Option<&Failure>,
 ) -> Result<Option<Failure>, Failure> {
     let (side, receipt, alone) = (group[0].side, group[0].receipt, group.len() == 1);
     let endpoint = shared.endpoint(side)?;
@@ -152,6 +155,7 @@ async fn together(
         receipt: receipt.map(|receipt| (settings.records_db(), receipt)),
     };
     let (verdict, failure) = match writes.as_slice() {
+        _ if unsent.is_some() => (Verdict::Unknown { late: false }, unsent.cloned()),
         [(ns, one)] if *one[0].1 == Form::Exact => {
             exact::write_together(&endpoint, &[(*ns, one[0].0)], with).await
         }

@@ -4,7 +4,8 @@
 //!   renewal), `since`, `until {local, remote}` (no command of the holder is at work on that side after
 //!   that, by its server's clock), `paused`.
 //! - `fence:PAIR`, on both sides: `epoch`, `n`.
-//! - what the holder is about to write, see [`legacy`](super::legacy).
+//! - `note:PAIR:…`, local: what the holder writes, see [`journal`](super::journal); `seen:PAIR:…` up to where
+//!   who stands by has read, `cut:PAIR` up to where it was cut off.
 
 use bson::{Bson, DateTime, Document, doc};
 

@@ -8,7 +8,7 @@ use bson::{Document, doc};
 use tokio::time::timeout;
 
 use super::document::{self, Found};
-use super::{GRACE, Lease, RENEW, SILENCE, State, Term, VALID, at_work, clock, legacy};
+use super::{GRACE, Lease, RENEW, SILENCE, State, Term, VALID, at_work, clock, heir, journal};
 use crate::daemon::reconcile_pending;
 use crate::decide::Side;
 use crate::failure::{Class, Failure};
@@ -26,8 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How often the remote's clock is read: ours and its drift apart far less than [`SILENCE`] meanwhile.
 const REMOTE_CLOCK: i64 = 60_000;
 
-/// How often what is long settled is forgotten.
+/// How often what everybody has read is cut off.
 const PRUNE: i64 = 30_000;
+
+/// How often who stands by reads on.
+const FOLLOW: i64 = 1000;
 
 /// Under this name the store keeps the last term that was ours.
 const LAST_TERM: &str = "lease_term";
@@ -100,7 +103,7 @@ impl Lease {
 
     fn stand_down(&self) {
         lock(&self.state).term = None;
-        self.legacy.close();
+        self.journal.end();
     }
 }
 
@@ -213,6 +216,7 @@ async fn stand_by(
     if unbroken {
         settled(shared, taken.epoch).await?;
     }
+    lease.journal.begin(taken.epoch, unbroken);
     let mut state = lock(&lease.state);
     state.remote_clock = None;
     state.lost = [0; 2];
@@ -249,13 +253,22 @@ pub(crate) async fn adopt_sides(shared: Arc<Shared>) -> Result<(), Failure> {
         shared.cancel.cancelled().await;
         return Ok(());
     };
-    let mut pruned = clock();
+    let (mut pruned, mut followed, mut said) = (clock(), 0, 0);
     loop {
         tokio::select! {
             () = shared.cancel.cancelled() => return Ok(()),
             () = tokio::time::sleep(LOOK / 2) => {}
         }
         let Some(term) = lease.term().filter(|t| clock() < t.valid_until) else {
+            if lease.term().is_none() && clock() - followed > FOLLOW {
+                followed = clock();
+                let say = followed - said > PRUNE;
+                match heir::follow(&shared, &lease, say).await {
+                    Ok(()) if say => said = followed,
+                    Ok(()) => {}
+                    Err(failure) => tracing::debug!(%failure, "the journal can't be read"),
+                }
+            }
             continue;
         };
         let outcome = async {
@@ -266,13 +279,13 @@ pub(crate) async fn adopt_sides(shared: Arc<Shared>) -> Result<(), Failure> {
             if with_remote && shared.link.is_online() {
                 open_remote(&shared, &lease, &term).await?;
             }
-            if lease.works() && lease.legacy.is_open() {
-                settle_legacy(&shared, &lease, &term).await?;
+            journal::flush(&shared, &lease).await?;
+            if lease.works() && lease.journal.inherits() {
+                settle_inheritance(&shared, &lease, &term).await?;
             }
-            // What is not settled may be needed after a crash.
-            if clock() - pruned > PRUNE && !lease.legacy.is_open() {
+            if clock() - pruned > PRUNE {
                 pruned = clock();
-                legacy::prune(&lease, &shared.local).await?;
+                heir::prune(&lease, &shared.local).await?;
             }
             Ok(())
         };
@@ -304,14 +317,14 @@ fn open(shared: &Shared, lease: &Lease, term: &Term, side: Side) {
 async fn open_local(shared: &Arc<Shared>, lease: &Arc<Lease>, term: &Term) -> Result<(), Failure> {
     document::raise_fence(lease, &shared.local, term.epoch).await?;
     if !term.unbroken {
-        let tokens = match lease.failpoints.mutated("no_legacy") {
-            true => 0,
-            false => legacy::load(lease, &shared.local).await?,
-        };
-        tracing::info!(tokens, "another daemon worked before");
+        let undecided = heir::take_over(shared, lease).await?;
+        tracing::info!(undecided, "another daemon worked before");
+        lease.journal.set_inherits(true);
         let ours = shared.store.call(begin_anew).await.map_err(store_failed)?;
         close_records(shared, ours).await?;
     }
+    let owed = heir::owed(shared, lease).await?;
+    journal::open(shared, lease, owed).await?;
     open(shared, lease, term, Side::Local);
     Ok(())
 }
@@ -348,9 +361,9 @@ async fn open_remote(shared: &Arc<Shared>, lease: &Arc<Lease>, term: &Term) -> R
 
 /// What the last holder wrote is settled once both streams are past the take-over and nothing waits
 /// that was queued by then.
-async fn settle_legacy(
+async fn settle_inheritance(
     shared: &Arc<Shared>,
-    lease: &Arc<Lease>,
+    lease: &Lease,
     term: &Term,
 ) -> Result<(), Failure> {
     let patience = Duration::from_secs(2);
@@ -372,10 +385,11 @@ async fn settle_legacy(
             .call(move |c| queue::ready_up_to(c, seq, (&[], &halted), 1));
         if waiting.await.map_err(store_failed)? == 0 {
             settled(shared, term.epoch).await?;
-            lease.legacy.close();
+            lease.journal.set_inherits(false);
             tracing::info!("all that the last holder left is settled");
             return Ok(());
         }
+        journal::flush(shared, lease).await?;
         tokio::time::sleep(LOOK).await;
     }
     Ok(())
@@ -433,7 +447,7 @@ async fn close_records(shared: &Shared, but: Vec<bson::oid::ObjectId>) -> Result
 }
 
 /// Gives the lease back at a clean end, so that a standby takes it at once.
-pub(crate) async fn hand_over(shared: &Shared) {
+pub(crate) async fn hand_over(shared: &Arc<Shared>) {
     let Some(lease) = shared.lease() else {
         return;
     };
@@ -444,6 +458,9 @@ pub(crate) async fn hand_over(shared: &Shared) {
         }
     };
     let quiet = timeout(Duration::from_millis(1500), quiet).await.is_ok();
+    if let Err(failure) = in_time(journal::flush(shared, lease)).await {
+        tracing::debug!(%failure, "the last outcomes are not put down");
+    }
     let (epoch, until) = {
         let state = lock(&lease.state);
         let Some(term) = state.term.as_ref().filter(|t| clock() < t.valid_until) else {

@@ -236,6 +236,13 @@ fn of_delta(c: &Connection, key: &Key, stored: &[u8]) -> rusqlite::Result<Conten
     })
 }
 
+/// The keys of all intents that have a row of their own.
+pub fn keys(c: &Connection) -> rusqlite::Result<Vec<Key>> {
+    c.prepare_cached("SELECT key FROM intents")?
+        .query_map([], |r| Ok(Key::from_bytes(r.get_ref(0)?.as_blob()?)))?
+        .collect()
+}
+
 /// Whether a key has an undecided intent.
 pub fn is_open(c: &Connection, key: &Key) -> rusqlite::Result<bool> {
     let kept = c

@@ -285,6 +285,15 @@ pub fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<R
     .optional()
 }
 
+/// The `_id` of a key as its row in either queue has it.
+pub fn id_of(c: &Connection, key: &Key) -> rusqlite::Result<Option<Id>> {
+    c.prepare_cached(
+        "SELECT id FROM outbox WHERE key = ?1 UNION ALL SELECT id FROM inbox WHERE key = ?1 LIMIT 1",
+    )?
+    .query_row([key.as_bytes()], |r| Ok(Id::from_bytes(r.get_ref(0)?.as_blob()?)))
+    .optional()
+}
+
 /// Takes a row out if it is still the one that was claimed (R2).
 pub fn remove(c: &Connection, of: Side, key: &Key, seq: i64) -> rusqlite::Result<()> {
     match get_row(c, of, key)? {

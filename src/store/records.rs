@@ -74,6 +74,13 @@ pub fn overruled_keys(c: &Connection) -> rusqlite::Result<Vec<Key>> {
 /// A record kept ahead, and the digest of what its write replaces.
 pub type Overruled = (Vec<u8>, Option<Vec<u8>>);
 
+/// The record that [`put_overruled`] keeps for a document.
+pub fn overruled(c: &Connection, key: &Key) -> rusqlite::Result<Option<Overruled>> {
+    c.prepare_cached("SELECT doc, gone FROM overruled WHERE key = ?")?
+        .query_row([key.as_bytes()], |r| Ok((r.get(0)?, r.get(1)?)))
+        .optional()
+}
+
 /// Takes the record that [`put_overruled`] kept.
 pub fn take_overruled(c: &Connection, key: &Key) -> rusqlite::Result<Option<Overruled>> {
     c.prepare_cached("DELETE FROM overruled WHERE key = ? RETURNING doc, gone")?

@@ -20,6 +20,13 @@ use crate::shared::lock;
 #[derive(Clone, Debug, Default)]
 pub struct Sent(Arc<Mutex<HashSet<i64>>>);
 
+impl Sent {
+    /// Whether any command is under way.
+    pub fn any(&self) -> bool {
+        !lock(&self.0).is_empty()
+    }
+}
+
 /// One of them. Once it is let go of, what still stands in its row is anybody's.
 #[derive(Debug)]
 pub struct Ticket {
