@@ -10,6 +10,7 @@ mod transaction;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -27,7 +28,7 @@ use crate::settle::{self, Settlement};
 use crate::shared::{Settings, Shared, lock};
 use crate::store::queue::Work;
 pub(crate) use intent::landed;
-use intent::settle_intent;
+use intent::{may_have_expired, settle_intent};
 
 /// Looks at a batch before what is left of it goes back to the queue.
 const LOOKS: usize = 4;
@@ -198,6 +199,14 @@ async fn decide_all(
     let first_sync = lock(&shared.first_sync).clone();
     for (i, item) in items.iter_mut().enumerate() {
         if item.state != State::Look || !settle_intent(shared, settings, item, &mut settlements) {
+            continue;
+        }
+        if may_have_expired(shared, item) {
+            settlements.push(Settlement::Deferred {
+                work: item.work.claim_only(),
+                wait: Duration::from_millis(200),
+            });
+            item.state = State::Done;
             continue;
         }
         let local = item
@@ -409,7 +418,7 @@ async fn write_all(
         shared.failpoints.crash("after_write_before_ack");
         if shared.failpoints.mutated("clear_noseq") {
             // The mutation matters to an edit that comes in while the answer is on its way.
-            tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+            tokio::time::sleep(Duration::from_millis(150)).await;
         }
         let failure = outcome.failure.clone();
         if let Some(failure) = &failure {
@@ -442,7 +451,7 @@ async fn believe_anything(
     items: &[Item],
     planned: &mut [Planned],
 ) -> Result<(), Failure> {
-    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
     for p in planned {
         let ns = &items[p.item].ns;
         let endpoint = shared.endpoint(p.side)?;

@@ -41,6 +41,8 @@ pub(crate) enum Settlement {
         intent: Intent,
         /// The side that has let go of it by itself since (R15).
         left: Option<Side>,
+        /// Sides that let go of such a document by themselves by now.
+        due: Vec<Side>,
     },
     /// It did not, and can't any more, or somebody has written since: what stands there now.
     NotLanded { key: Key, now: Option<Vec<u8>> },
@@ -115,10 +117,22 @@ pub(crate) async fn commit(
                             new_conflicts.push((found.collection.clone(), found.kind));
                         }
                     }
-                    Settlement::Landed { work, intent, left } => {
+                    Settlement::Landed {
+                        work,
+                        intent,
+                        left,
+                        due,
+                    } => {
                         base::put(c, &work.key, intent.base_after.as_deref())?;
+                        // A deletion that came since it was read was judged without base.
+                        let mut left = *left;
+                        for side in due {
+                            if left.is_none() && queue::is_gone(c, *side, &work.key)? {
+                                left = Some(*side);
+                            }
+                        }
                         if left.is_some() {
-                            base::mark_left(c, &work.key, *left)?;
+                            base::mark_left(c, &work.key, left)?;
                         }
                         intents::forget(c, &work.key)?;
                         conflicts::overruled(c, &work.key)?;

@@ -97,6 +97,7 @@ pub(super) fn settle_intent(
             work: item.work.claim_only(),
             intent,
             left: item.work.left,
+            due: due(shared, item),
         });
         return true;
     }
@@ -126,6 +127,37 @@ fn went_by_itself(shared: &Shared, item: &Item) -> Option<Side> {
     let volatile = shared.schema.volatile(gone, item.work.key.ns())?;
     let now = chrono::Utc::now().timestamp_millis() + shared.offset(gone);
     expiry::goes_by_itself(&volatile, base, now).then_some(gone)
+}
+
+/// How long the event of a deletion is waited for, in ms: it is on its way.
+const EVENT: i64 = 60_000;
+
+/// Whether a document that is due has gone from a side of which no event has told that yet, or told after
+/// this claim: only the event says whether it went by itself (R15).
+pub(super) fn may_have_expired(shared: &Shared, item: &Item) -> bool {
+    let row = match gone(item) {
+        Some(Side::Local) => &item.work.outbox,
+        Some(Side::Remote) if shared.follows() => &item.work.inbox,
+        _ => return false,
+    };
+    let (outbox, inbox) = (item.work.outbox.as_ref(), item.work.inbox.as_ref());
+    let since = outbox.or(inbox).map_or(0, |row| row.at);
+    let is_young = chrono::Utc::now().timestamp_millis() - since < EVENT;
+    row.is_none() && is_young && item.work.left.is_none() && went_by_itself(shared, item).is_some()
+}
+
+/// Sides that let go of a document with the content of base by themselves by now.
+fn due(shared: &Shared, item: &Item) -> Vec<Side> {
+    let Some(base) = item.work.base.as_deref() else {
+        return vec![];
+    };
+    let is_due = |side: &Side| {
+        let now = chrono::Utc::now().timestamp_millis() + shared.offset(*side);
+        let volatile = shared.schema.volatile(*side, item.work.key.ns());
+        volatile.is_some_and(|volatile| expiry::goes_by_itself(&volatile, base, now))
+    };
+    let sides = [Side::Local, Side::Remote];
+    sides.into_iter().filter(is_due).collect()
 }
 
 /// The side that alone does not have the document.

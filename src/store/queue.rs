@@ -285,6 +285,20 @@ pub fn get_row(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<Option<R
     .optional()
 }
 
+/// Whether the last that a side told of a document is that it was deleted.
+pub fn is_gone(c: &Connection, of: Side, key: &Key) -> rusqlite::Result<bool> {
+    let sql = match of {
+        Side::Local => {
+            "SELECT EXISTS(SELECT 1 FROM outbox WHERE key = ? AND hint IN (x'64', x'44'))"
+        }
+        Side::Remote => {
+            "SELECT EXISTS(SELECT 1 FROM inbox WHERE key = ? AND hint IN (x'64', x'44'))"
+        }
+    };
+    c.prepare_cached(sql)?
+        .query_row([key.as_bytes()], |r| r.get(0))
+}
+
 /// The `_id` of a key as its row in either queue has it.
 pub fn id_of(c: &Connection, key: &Key) -> rusqlite::Result<Option<Id>> {
     c.prepare_cached(
