@@ -44,9 +44,7 @@ impl Planned {
             receipt: self.receipt,
         }
     }
-}
 
-impl Planned {
     /// The same with the whole content, for a daemon that has nothing else.
     pub(crate) fn whole_intent(&self, epoch: i64, updated_at: &str) -> Intent {
         let mut intent = self.intent(epoch, updated_at);
@@ -97,7 +95,10 @@ pub(super) fn settle_intent(
             work: item.work.claim_only(),
             intent,
             left: item.work.left,
-            due: due(shared, item),
+            due: [Side::Local, Side::Remote]
+                .into_iter()
+                .filter(|side| is_due(shared, item, *side))
+                .collect(),
         });
         return true;
     }
@@ -122,11 +123,17 @@ pub(super) fn settle_intent(
 /// The side that has let go of a document by itself while it was not known whether the document had
 /// arrived: its event came too early to be told from a deletion (R15). Judged by the present time.
 fn went_by_itself(shared: &Shared, item: &Item) -> Option<Side> {
-    let base = item.work.base.as_deref()?;
-    let gone = gone(item)?;
-    let volatile = shared.schema.volatile(gone, item.work.key.ns())?;
-    let now = chrono::Utc::now().timestamp_millis() + shared.offset(gone);
-    expiry::goes_by_itself(&volatile, base, now).then_some(gone)
+    gone(item).filter(|side| is_due(shared, item, *side))
+}
+
+/// Whether a side lets go of a document with the content of base by itself by now.
+fn is_due(shared: &Shared, item: &Item, side: Side) -> bool {
+    let volatile = shared.schema.volatile(side, item.work.key.ns());
+    let (Some(base), Some(volatile)) = (item.work.base.as_deref(), volatile) else {
+        return false;
+    };
+    let now = chrono::Utc::now().timestamp_millis() + shared.offset(side);
+    expiry::goes_by_itself(&volatile, base, now)
 }
 
 /// How long the event of a deletion is waited for, in ms: it is on its way.
@@ -144,20 +151,6 @@ pub(super) fn may_have_expired(shared: &Shared, item: &Item) -> bool {
     let since = outbox.or(inbox).map_or(0, |row| row.at);
     let is_young = chrono::Utc::now().timestamp_millis() - since < EVENT;
     row.is_none() && is_young && item.work.left.is_none() && went_by_itself(shared, item).is_some()
-}
-
-/// Sides that let go of a document with the content of base by themselves by now.
-fn due(shared: &Shared, item: &Item) -> Vec<Side> {
-    let Some(base) = item.work.base.as_deref() else {
-        return vec![];
-    };
-    let is_due = |side: &Side| {
-        let now = chrono::Utc::now().timestamp_millis() + shared.offset(*side);
-        let volatile = shared.schema.volatile(*side, item.work.key.ns());
-        volatile.is_some_and(|volatile| expiry::goes_by_itself(&volatile, base, now))
-    };
-    let sides = [Side::Local, Side::Remote];
-    sides.into_iter().filter(is_due).collect()
 }
 
 /// The side that alone does not have the document.
