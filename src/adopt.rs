@@ -201,7 +201,7 @@ pub async fn adopt(shared: &Arc<Shared>, mode: Mode, who: &str) -> Result<SyncRu
         return Err(CommandError::Busy);
     }
     tracing::info!(mode = mode.name(), by = who, "adopting");
-    let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
+    let halted: Vec<u32> = lock(&shared.halted).all().iter().copied().collect();
     shared.adopting.store(true, Ordering::Release);
     let who = who.to_owned();
     let begun = shared.store.call(move |c| begin(c, mode, &who)).await;

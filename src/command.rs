@@ -245,7 +245,7 @@ pub struct QueueEntry {
     pub since: DateTime<Utc>,
     /// `waiting`, `conflict` or `failed`.
     pub state: String,
-    /// Why it is held, for `conflict` and `failed`.
+    /// Why it is held, for `conflict` and `failed`; of one that waits, that its whole collection does.
     pub reason: Option<String>,
 }
 

@@ -73,7 +73,7 @@ pub async fn of(
                 shown: settings.display(db, &coll),
                 coll,
                 ns,
-                halted: lock(&shared.halted).contains(&ns),
+                halted: lock(&shared.halted).contains(ns),
             });
         }
     }

@@ -3,8 +3,9 @@
 //! A halt is a row of `meta` and a conflict on record. It is lifted by a resolution alone: the side
 //! that is kept is then carried over by a reconcile.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bson::doc;
 use bson::oid::ObjectId;
@@ -31,6 +32,42 @@ pub struct Halt {
     pub kind: Kind,
     /// The side that lost its documents.
     pub side: Side,
+}
+
+/// Which namespaces are halted, and when halts were lifted.
+#[derive(Debug, Default)]
+pub struct Halted {
+    now: HashSet<u32>,
+    lifted: HashMap<u32, Instant>,
+}
+
+impl Halted {
+    /// Whether a namespace is halted.
+    pub fn contains(&self, ns: u32) -> bool {
+        self.now.contains(&ns)
+    }
+
+    /// All that are halted.
+    pub fn all(&self) -> &HashSet<u32> {
+        &self.now
+    }
+
+    /// Whether a halt was lifted after `since`: what was seen by then says nothing any more about what
+    /// a side has lost, for a person has decided about it.
+    pub fn was_lifted(&self, ns: u32, since: Instant) -> bool {
+        self.lifted.get(&ns).is_some_and(|at| *at >= since)
+    }
+
+    /// Halts a namespace for what was seen at `since` or later; whether it was not halted, and had not
+    /// been decided about meanwhile.
+    fn begin(&mut self, ns: u32, since: Instant) -> bool {
+        !self.was_lifted(ns, since) && self.now.insert(ns)
+    }
+
+    fn end(&mut self, ns: u32) {
+        self.lifted.insert(ns, Instant::now());
+        self.now.remove(&ns);
+    }
 }
 
 /// Every halt by namespace number.
@@ -76,14 +113,14 @@ pub fn lift(c: &Connection, ns: u32) -> rusqlite::Result<()> {
 
 /// Lets the tasks work on a collection again.
 pub fn forget(shared: &Shared, ns: u32) {
-    lock(&shared.halted).remove(&ns);
+    lock(&shared.halted).end(ns);
     shared.notice(&format!("{PREFIX}{ns}"), None);
 }
 
 /// Loads what was halted before this start.
 pub async fn load(shared: &Shared) -> Result<(), StoreError> {
     for (ns, halt) in shared.store.call(all).await? {
-        lock(&shared.halted).insert(ns);
+        lock(&shared.halted).now.insert(ns);
         shared.notice(&format!("{PREFIX}{ns}"), Some(halt.why));
     }
     Ok(())
@@ -115,7 +152,7 @@ pub async fn halt(
     };
     for coll in names {
         let ns = shared.store.namespace(db, &coll).await?;
-        if lock(&shared.halted).contains(&ns) {
+        if lock(&shared.halted).contains(ns) {
             continue;
         }
         let shown = settings.display(db, &coll);
@@ -123,20 +160,23 @@ pub async fn halt(
             "collection {shown} {what} on the {} side; it is not synced until you decide (nothing was deleted on the other side)",
             side.name()
         );
-        put_in_place(shared, (ns, shown), (Kind::CollectionDropped, side), why).await?;
+        let (what, now) = ((Kind::CollectionDropped, side), Instant::now());
+        put_in_place(shared, (ns, shown), what, now, why).await?;
     }
     Ok(())
 }
 
 /// Halts one collection, given with the name it is shown by; the side is the one that lost its
-/// documents. Without effect on one that is halted.
+/// documents, as was seen at `since` or later. Without effect on one that is halted, or that a person
+/// has decided about meanwhile.
 pub async fn put_in_place(
     shared: &Arc<Shared>,
     (ns, shown): (u32, String),
     (kind, side): (Kind, Side),
+    since: Instant,
     why: String,
 ) -> Result<(), StoreError> {
-    if !lock(&shared.halted).insert(ns) {
+    if !lock(&shared.halted).begin(ns, since) {
         return Ok(());
     }
     let conflict = ObjectId::new();
@@ -156,7 +196,7 @@ pub async fn put_in_place(
     };
     let placed = shared.store.call(move |c| put(c, ns, &shown, &halt)).await;
     if placed.is_err() {
-        lock(&shared.halted).remove(&ns);
+        lock(&shared.halted).now.remove(&ns);
     }
     placed?;
     shared.notice(&format!("{PREFIX}{ns}"), Some(why));

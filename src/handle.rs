@@ -237,7 +237,7 @@ impl Handle {
                 ))
             })
             .await?;
-        let halted = lock(&shared.halted).len() as u64;
+        let halted = lock(&shared.halted).all().len() as u64;
         let link = shared.link.snapshot();
         let last = shared.runs.last();
         let oldest = [outbox.oldest, inbox.oldest].into_iter().flatten().min();
@@ -307,6 +307,7 @@ impl Handle {
         let shared = &self.shared;
         let settings = shared.settings();
         let classes = shared.classes();
+        let halted = lock(&shared.halted).all().clone();
         let (listed, outbox, inbox) = shared
             .store
             .call(move |c| {
@@ -323,6 +324,8 @@ impl Handle {
             .map(|(side, key, id, at, held, reason)| {
                 let (db, coll) = shared.store.namespace_name(key.ns()).unwrap_or_default();
                 let rank = settings.order.rank(&db, &coll);
+                let decide =
+                    || "its collection waits for your decision (`sangam conflicts`)".into();
                 let place = (held.is_some() && !by_age, rank, at);
                 let entry = QueueEntry {
                     queue: queue::table(side).into(),
@@ -330,7 +333,7 @@ impl Handle {
                     id: id_json(&id),
                     since: time(at),
                     state: held.unwrap_or_else(|| "waiting".into()),
-                    reason,
+                    reason: reason.or_else(|| halted.contains(&key.ns()).then(decide)),
                 };
                 (place, entry)
             })

@@ -7,8 +7,11 @@
 //! fortnight of ordinary deletions, made offline, is no mass. What one side has lost for good reasons
 //! and a person has confirmed passes.
 
+mod count;
 mod gone;
 
+pub(crate) use count::is_mass;
+use count::{any_unknown, deletions};
 pub(crate) use gone::{before_comparison, count_on, known};
 use gone::{gone, is_gone};
 
@@ -17,14 +20,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
 use crate::batch::{Item, Namespace, Planned, State};
 use crate::config::OnDrop;
 use crate::decide::{Kind, Side};
 use crate::failure::Failure;
 use crate::halt;
-use crate::key::Key;
+use crate::key::{Key, KeySet};
 use crate::lift::confirmed_name;
 use crate::settle::{self, store_failed};
 use crate::shared::{Settings, Shared, lock};
@@ -158,13 +161,19 @@ enum Verdict {
     Hold(Duration),
 }
 
-/// Takes deletions out of a batch that must not be carried over without a person's word, or not yet.
+/// Takes deletions out of a batch that must not be carried over without a person's word, or not yet; or
+/// that were planned by what was so before a person gave it.
 pub(crate) async fn hold(
     shared: &Arc<Shared>,
     items: &mut [Item],
     planned: &mut Vec<Planned>,
 ) -> Result<(), Failure> {
-    mark(shared, items, planned).await?;
+    let since = Instant::now();
+    let overtaken = mark(shared, items, planned).await?;
+    let mut left: HashMap<Duration, Vec<Work>> = HashMap::new();
+    take_out(items, planned, &mut left, |_, key| {
+        overtaken.contains(key).then_some(Duration::ZERO)
+    });
     let mut verdicts: HashMap<(Side, u32), Verdict> = HashMap::new();
     let mut counts: HashMap<(Side, u32), u64> = HashMap::new();
     for p in planned.iter().filter(|p| p.write.new.is_none()) {
@@ -176,20 +185,18 @@ pub(crate) async fn hold(
         let (from, ns) = (p.side.other(), &items[p.item].ns);
         if let Entry::Vacant(entry) = verdicts.entry((from, ns.number)) {
             let count = counts[&(from, ns.number)];
-            entry.insert(judge(shared, from, ns, count).await?);
+            let verdict = judge(shared, (from, since), ns, count).await?;
+            let decided = lock(&shared.halted).was_lifted(ns.number, since);
+            entry.insert(match decided {
+                true => Verdict::Hold(QUIET),
+                false => verdict,
+            });
         }
     }
-    let mut left: HashMap<Duration, Vec<Work>> = HashMap::new();
-    planned.retain(|p| {
-        let (from, item) = (p.side.other(), &mut items[p.item]);
-        match verdicts.get(&(from, item.ns.number)) {
-            Some(Verdict::Hold(wait)) if p.write.new.is_none() => {
-                item.state = State::Done;
-                let work = item.work.claim_only();
-                left.entry(*wait).or_default().push(work);
-                false
-            }
-            _ => true,
+    take_out(items, planned, &mut left, |from, key| {
+        match verdicts.get(&(from, key.ns())) {
+            Some(Verdict::Hold(wait)) => Some(*wait),
+            _ => None,
         }
     });
     for (wait, works) in left {
@@ -204,48 +211,79 @@ pub(crate) async fn hold(
     Ok(())
 }
 
+/// Takes deletions out of a batch, by the side where they happened and the key, that are to wait.
+fn take_out(
+    items: &mut [Item],
+    planned: &mut Vec<Planned>,
+    left: &mut HashMap<Duration, Vec<Work>>,
+    wait: impl Fn(Side, &Key) -> Option<Duration>,
+) {
+    planned.retain(|p| {
+        let item = &mut items[p.item];
+        let deletes = p.write.new.is_none();
+        match wait(p.side.other(), &item.work.key) {
+            Some(wait) if deletes => {
+                item.state = State::Done;
+                left.entry(wait).or_default().push(item.work.claim_only());
+                false
+            }
+            _ => true,
+        }
+    });
+}
+
 /// Marks the rows of deletions as such before any is judged: one that only said "look" would not be
 /// among those that wait, and a loss that comes in several batches would be judged by one of them.
-async fn mark(shared: &Arc<Shared>, items: &[Item], planned: &[Planned]) -> Result<(), Failure> {
-    let claims: Vec<(Side, Key, i64)> = (planned.iter())
+/// Returns the keys whose rows are others by now than those that were claimed: there is news of them,
+/// a person's decision that they shall come back, perhaps.
+async fn mark(
+    shared: &Arc<Shared>,
+    items: &[Item],
+    planned: &[Planned],
+) -> Result<KeySet, Failure> {
+    let claims: Vec<(Side, Key, Option<i64>)> = (planned.iter())
         .filter(|p| p.write.new.is_none())
-        .filter_map(|p| {
+        .map(|p| {
             let (from, work) = (p.side.other(), &items[p.item].work);
             let row = match from {
                 Side::Local => &work.outbox,
                 Side::Remote => &work.inbox,
             };
-            Some((from, work.key.clone(), row.as_ref()?.seq))
+            (from, work.key.clone(), row.as_ref().map(|row| row.seq))
         })
         .collect();
     if claims.is_empty() {
-        return Ok(());
+        return Ok(KeySet::default());
     }
     let marking = shared.store.call(move |c| {
-        let mut marked = HashSet::new();
-        for (from, key, seq) in &claims {
-            if queue::mark_gone(c, *from, key, *seq)? {
-                marked.insert((*from, key.ns()));
+        let (mut marked, mut overtaken) = (HashSet::new(), KeySet::default());
+        for (from, key, claimed) in claims {
+            if queue::get_row(c, from, &key)?.map(|row| row.seq) != claimed {
+                overtaken.insert(key);
+            } else if let Some(seq) = claimed
+                && queue::mark_gone(c, from, &key, seq)?
+            {
+                marked.insert((from, key.ns()));
             }
         }
-        Ok(marked)
+        Ok((marked, overtaken))
     });
-    let marked = marking.await.map_err(store_failed)?;
+    let (marked, overtaken) = marking.await.map_err(store_failed)?;
     let mut losses = lock(&shared.losses);
     for (from, n) in marked {
         losses.of(from, n).changed = Instant::now();
     }
-    Ok(())
+    Ok(overtaken)
 }
 
 async fn judge(
     shared: &Arc<Shared>,
-    from: Side,
+    (from, since): (Side, Instant),
     ns: &Namespace,
     count: u64,
 ) -> Result<Verdict, Failure> {
     let n = ns.number;
-    if lock(&shared.halted).contains(&n) {
+    if lock(&shared.halted).contains(n) {
         return Ok(Verdict::Hold(QUIET));
     }
     let confirmed = shared
@@ -256,6 +294,7 @@ async fn judge(
     if confirmed.is_some_and(|side| side == from.name()) {
         return Ok(Verdict::Pass);
     }
+    shared.failpoints.stall("judged").await;
     let settings = shared.settings();
     if is_vanished(shared, from, ns).await? {
         if settings.config.sync.on_drop == OnDrop::Propagate {
@@ -266,14 +305,14 @@ async fn judge(
         if tells(shared, from) && !tail::catch_up(shared, from, PATIENCE).await {
             return Ok(Verdict::Hold(QUIET));
         }
-        gone(shared, &settings, (from, n), (&ns.db, &ns.coll)).await?;
+        gone(shared, &settings, (from, n), (&ns.db, &ns.coll), since).await?;
         return Ok(Verdict::Hold(QUIET));
     }
     if lock(&shared.comparing).contains(&n) {
         // How much is gone is known when the comparison is through.
         return Ok(Verdict::Hold(COMPARED));
     }
-    mass(shared, &settings, from, ns, count).await
+    mass(shared, &settings, (from, since), ns, count).await
 }
 
 /// Whether the drop of a collection is told by a stream.
@@ -285,7 +324,7 @@ fn tells(shared: &Shared, side: Side) -> bool {
 async fn mass(
     shared: &Arc<Shared>,
     settings: &Settings,
-    from: Side,
+    (from, since): (Side, Instant),
     ns: &Namespace,
     count: u64,
 ) -> Result<Verdict, Failure> {
@@ -349,68 +388,10 @@ async fn mass(
         ns.shown
     );
     let what = (n, ns.shown.clone());
-    halt::put_in_place(shared, what, (Kind::MassDelete, from), why)
+    halt::put_in_place(shared, what, (Kind::MassDelete, from), since, why)
         .await
         .map_err(store_failed)?;
     Ok(Verdict::Hold(QUIET))
-}
-
-/// Whether so many deletions, of so many documents, are too many at once.
-pub(crate) fn is_mass(deletions: u64, documents: u64, percent: u64) -> bool {
-    deletions >= FEWEST && deletions.saturating_mul(100) > percent.saturating_mul(documents)
-}
-
-/// Deletions of a collection that wait and would be carried over; of many, those of the two fullest
-/// minutes in a row.
-fn deletions(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<u64> {
-    let (low, high) = (ns.to_be_bytes().to_vec(), (ns + 1).to_be_bytes().to_vec());
-    let (t, other) = (queue::table(from), queue::table(from.other()));
-    let gone = queue::GONE;
-    let all: u64 = c
-        .prepare_cached(&format!(
-            "SELECT count(*) FROM {t} WHERE {gone} AND key >= ? AND key < ?"
-        ))?
-        .query_row(params![low, high], |r| r.get(0))?;
-    if all < FEWEST {
-        return Ok(all);
-    }
-    // Echoes of our own deletions have no base any more; what both sides deleted is no loss.
-    let mut minutes = c.prepare_cached(&format!(
-        "SELECT CASE hint WHEN x'44' THEN 0 ELSE at / 60000 END AS minute, count(*) FROM {t} WHERE {gone} AND key >= ? AND key < ?
-         AND EXISTS(SELECT 1 FROM base WHERE base.key = {t}.key)
-         AND NOT EXISTS(SELECT 1 FROM {other} AS o WHERE o.key = {t}.key AND o.hint IN (x'64', x'44'))
-         GROUP BY minute ORDER BY minute"
-    ))?;
-    let rows = minutes.query_map(params![low, high], |r| {
-        Ok((r.get::<_, i64>(0)?, r.get::<_, u64>(1)?))
-    })?;
-    let (mut found, mut most, mut last) = (0, 0, (i64::MIN, 0));
-    for row in rows {
-        let (minute, count) = row?;
-        if minute == 0 {
-            // Found by a comparison, or changed before: nobody knows when it was deleted.
-            found = count;
-            continue;
-        }
-        let before = if last.0.saturating_add(1) == minute {
-            last.1
-        } else {
-            0
-        };
-        most = most.max(before + count);
-        last = (minute, count);
-    }
-    Ok(most + found)
-}
-
-/// Whether documents wait to be looked at of which nobody has said how they are.
-fn any_unknown(c: &Connection, from: Side, ns: u32) -> rusqlite::Result<bool> {
-    let (low, high) = (ns.to_be_bytes().to_vec(), (ns + 1).to_be_bytes().to_vec());
-    c.prepare_cached(&format!(
-        "SELECT EXISTS(SELECT 1 FROM {} WHERE held IS NULL AND hint IS NULL AND key >= ? AND key < ?)",
-        queue::table(from)
-    ))?
-    .query_row(params![low, high], |r| r.get(0))
 }
 
 async fn is_vanished(shared: &Shared, side: Side, ns: &Namespace) -> Result<bool, Failure> {
@@ -445,82 +426,4 @@ pub fn forget_confirmed(c: &Connection) -> rusqlite::Result<()> {
         [],
     )?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use bson::doc;
-
-    use super::*;
-    use crate::key::Id;
-    use crate::store::Store;
-    use crate::store::base;
-    use crate::store::queue::Change;
-
-    fn change(n: i32, hint: &[u8]) -> Change {
-        let id = Id::of(&doc! {"_id": n}.to_vec().unwrap()).unwrap();
-        Change {
-            key: Key::new(1, &id),
-            id,
-            hint: Some(hint.to_vec()),
-        }
-    }
-
-    /// Queues deletions of local documents that base knows; each number is deleted at its time.
-    async fn queued(gone: Vec<(i32, i64)>, both: bool) -> u64 {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        store
-            .call(move |c| {
-                for (n, at) in gone {
-                    let change = change(n, b"d");
-                    base::put(c, &change.key, Some(&doc! {"_id": n}.to_vec().unwrap()))?;
-                    queue::enqueue(c, Side::Local, std::slice::from_ref(&change), at)?;
-                    if both {
-                        queue::enqueue(c, Side::Remote, &[change], at)?;
-                    }
-                }
-                deletions(c, Side::Local, 1)
-            })
-            .await
-            .unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_fortnight_of_deletions_is_no_mass_but_a_minute_of_them_is() {
-        let minute = 60_000;
-        let slow = (0..2000).map(|n| (n, (1_000 + i64::from(n) * 10) * minute));
-        assert_eq!(queued(slow.collect(), false).await, 1);
-        let fast = (0..2000).map(|n| (n, 1_000 * minute + i64::from(n) * 50));
-        assert_eq!(queued(fast.collect(), false).await, 2000);
-    }
-
-    #[tokio::test]
-    async fn what_both_sides_deleted_is_no_loss() {
-        let gone = (0..500).map(|n| (n, 60_000)).collect();
-        assert_eq!(queued(gone, true).await, 0);
-    }
-
-    #[tokio::test]
-    async fn a_deletion_after_an_edit_counts_and_an_edit_after_it_does_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let counted = store.call(|c| {
-            for n in 0..200 {
-                let change = change(n, b"d");
-                base::put(c, &change.key, Some(&doc! {"_id": n}.to_vec().unwrap()))?;
-                let look = Change {
-                    hint: None,
-                    ..change.clone()
-                };
-                queue::enqueue(c, Side::Local, std::slice::from_ref(&look), 0)?;
-                queue::enqueue(c, Side::Local, &[change], 60_000)?;
-                if n < 50 {
-                    queue::enqueue(c, Side::Local, &[look], 60_000)?;
-                }
-            }
-            deletions(c, Side::Local, 1)
-        });
-        assert_eq!(counted.await.unwrap(), 150);
-    }
 }

@@ -129,7 +129,7 @@ async fn with_activity(
         })
         .await?;
     active.extend(lock(&shared.activity).clone());
-    let halted = lock(&shared.halted).clone();
+    let halted = lock(&shared.halted).all().clone();
     let mut states: Vec<_> = found
         .into_iter()
         .zip(waiting)

@@ -431,7 +431,7 @@ impl<'a> Draft<'a> {
             }
         }
         self.outlook.halted |=
-            lock(&self.shared.halted).contains(&self.extent.ns) && self.adopt.is_none();
+            lock(&self.shared.halted).contains(self.extent.ns) && self.adopt.is_none();
         Ok(self.outlook)
     }
 }

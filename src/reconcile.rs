@@ -306,7 +306,7 @@ pub async fn drained(shared: &Arc<Shared>, seq: i64, only: &[u32]) -> Result<(),
     shared.wake.notify_one();
     let mut local_seen = tokio::time::Instant::now();
     loop {
-        let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
+        let halted: Vec<u32> = lock(&shared.halted).all().iter().copied().collect();
         let only = only.to_vec();
         let left = shared
             .store

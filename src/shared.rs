@@ -18,6 +18,7 @@ use crate::echo::Echoes;
 use crate::failpoint::Failpoints;
 use crate::failure::{Failure, Reason};
 use crate::guard::Stamp;
+use crate::halt::Halted;
 use crate::key::{Key, KeyMap, KeySet};
 use crate::lease::{self, Lease};
 use crate::link::Link;
@@ -110,7 +111,7 @@ pub struct Shared {
     /// What a person must know, by topic.
     pub notices: Mutex<HashMap<String, String>>,
     /// Namespaces that are halted (R13).
-    pub halted: Mutex<HashSet<u32>>,
+    pub halted: Mutex<Halted>,
     /// Namespaces that are being compared: what they lost is not known yet.
     pub comparing: Mutex<HashSet<u32>>,
     /// What was deleted lately.
@@ -320,7 +321,7 @@ impl Shared {
         }
         let mut known = self.store.namespaces();
         let halted = lock(&self.halted);
-        known.retain(|(n, _)| !halted.contains(n));
+        known.retain(|(n, _)| !halted.contains(*n));
         settings.order.classes(known)
     }
 

@@ -131,7 +131,7 @@ pub async fn take(shared: &Shared) -> Result<Vitals, StoreError> {
         outbox,
         inbox,
         conflicts,
-        halted: lock(&shared.halted).len() as u64,
+        halted: lock(&shared.halted).all().len() as u64,
         degraded: shared.degraded.load(Ordering::Relaxed),
         queue_limit: limits.max_bytes,
         state_bytes: shared.store.bytes_on_disk(),

@@ -201,7 +201,7 @@ fn what(shared: &Shared, limit: usize) -> Claim {
         now: Utc::now().timestamp_millis(),
         longest: longest(&shared.settings().config.retry),
         only: vec![],
-        never: lock(&shared.halted).clone(),
+        never: lock(&shared.halted).all().clone(),
         sync_fields: shared.settings().sync_fields.clone(),
         behind: shared.store.buckets(),
         sent: shared.store.sent().clone(),

@@ -377,7 +377,7 @@ async fn settle_inheritance(
         .call(queue::last_seq)
         .await
         .map_err(store_failed)?;
-    let halted: Vec<u32> = lock(&shared.halted).iter().copied().collect();
+    let halted: Vec<u32> = lock(&shared.halted).all().iter().copied().collect();
     while lease.works() && !shared.cancel.is_cancelled() {
         let halted = halted.clone();
         let waiting = shared

@@ -1,6 +1,7 @@
 //! Collections that are gone, and databases that are suddenly empty.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bson::{Document, RawDocumentBuf, doc};
 use rusqlite::{Connection, params};
@@ -17,12 +18,13 @@ use crate::store;
 /// A database that lost all its documents is held when it had so many.
 const EMPTIED: u64 = 20;
 
-/// Halts a collection that a side no longer has.
+/// Halts a collection that a side no longer has, as was seen at `since` or later.
 pub(super) async fn gone(
     shared: &Arc<Shared>,
     settings: &Settings,
     (side, ns): (Side, u32),
     (db, coll): (&str, &str),
+    since: Instant,
 ) -> Result<(), Failure> {
     let shown = settings.display(db, coll);
     let why = format!(
@@ -30,7 +32,8 @@ pub(super) async fn gone(
          it is not synced until you decide (nothing was deleted on the other side)",
         side.name()
     );
-    halt::put_in_place(shared, (ns, shown), (Kind::CollectionDropped, side), why)
+    let what = (Kind::CollectionDropped, side);
+    halt::put_in_place(shared, (ns, shown), what, since, why)
         .await
         .map_err(store_failed)
 }
@@ -80,13 +83,14 @@ pub(super) async fn is_gone(
 
 /// Before a comparison: halts collections that base knows and a side no longer has, and all of a
 /// database whose collections on one side are all empty. Nothing else may tell of either: a drop where
-/// nothing is followed, a blank server under the old name. `known` is from before the `names` on both
-/// sides were listed: the worker may have made a collection since.
+/// nothing is followed, a blank server under the old name. `known` is from `since` or later, and from
+/// before the `names` on both sides were listed: the worker may have made a collection since.
 pub(crate) async fn before_comparison(
     shared: &Arc<Shared>,
     settings: &Settings,
     (db, mut known): (&str, Vec<Known>),
     names: [&[String]; 2],
+    since: Instant,
 ) -> Result<(), Failure> {
     if settings.config.sync.on_drop == OnDrop::Propagate {
         return Ok(());
@@ -99,14 +103,14 @@ pub(crate) async fn before_comparison(
             // It may have come to be since the names were listed: by a document of the other side.
             if !listed && is_gone(shared, side, db, coll).await? {
                 if confirmed.as_deref() != Some(side.name()) {
-                    gone(shared, settings, (side, *ns), (db, coll)).await?;
+                    gone(shared, settings, (side, *ns), (db, coll), since).await?;
                 }
             } else {
                 left += count_on(shared, side, db, coll).await?;
             }
         }
         if left == 0 {
-            emptied(shared, settings, side, (db, &known)).await?;
+            emptied(shared, settings, side, (db, &known), since).await?;
         }
     }
     Ok(())
@@ -118,6 +122,7 @@ async fn emptied(
     settings: &Settings,
     side: Side,
     (db, known): (&str, &[Known]),
+    since: Instant,
 ) -> Result<(), Failure> {
     let numbers: Vec<u32> = known.iter().map(|(ns, ..)| *ns).collect();
     let had = shared.store.call(move |c| {
@@ -146,7 +151,8 @@ async fn emptied(
              it is not synced until you decide (nothing was deleted on the other side)",
             side.name()
         );
-        halt::put_in_place(shared, (*ns, shown), (Kind::MassDelete, side), why)
+        let what = (Kind::MassDelete, side);
+        halt::put_in_place(shared, (*ns, shown), what, since, why)
             .await
             .map_err(store_failed)?;
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use futures::StreamExt as _;
@@ -145,14 +145,15 @@ impl Pass<'_> {
     /// The collections to be compared, with their sizes; those that vanished are halted.
     async fn open(&self) -> Result<Vec<Collection>, Failure> {
         let (shared, settings) = (self.shared, self.settings);
-        let db = self.db.to_owned();
+        let (db, since) = (self.db.to_owned(), Instant::now());
         let known = shared.store.call(move |c| loss::known(c, &db)).await;
         let known = known.map_err(store_failed)?;
         let here = collections(shared, settings, Side::Local, self.db).await?;
         let there = collections(shared, settings, Side::Remote, self.db).await;
         shared.note(Side::Remote, &there);
         let there = there?;
-        loss::before_comparison(shared, settings, (self.db, known), [&here, &there]).await?;
+        let names = [here.as_slice(), &there];
+        loss::before_comparison(shared, settings, (self.db, known), names, since).await?;
         let names: BTreeSet<String> = here.into_iter().chain(there).collect();
         let mut known = Vec::new();
         for name in names {
@@ -161,7 +162,7 @@ impl Pass<'_> {
                 .namespace(self.db, &name)
                 .await
                 .map_err(store_failed)?;
-            if !lock(&shared.halted).contains(&ns) {
+            if !lock(&shared.halted).contains(ns) {
                 known.push((name, ns, self.begin(ns).await?));
             }
         }

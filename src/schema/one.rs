@@ -49,7 +49,7 @@ impl One<'_> {
             .map_err(store_failed)?;
         note_volatile(shared, ns, Side::Local, local);
         note_volatile(shared, ns, Side::Remote, remote);
-        if lock(&shared.halted).contains(&ns) {
+        if lock(&shared.halted).contains(ns) {
             return Ok(());
         }
         let trees = Trees {

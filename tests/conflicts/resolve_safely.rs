@@ -2,6 +2,7 @@
 //! half done, everything can be taken back.
 
 use crate::common::conflict::*;
+use crate::common::kit::dealt_with;
 use crate::common::{SOON, World, wait_until};
 use mongodb::bson::{DateTime, Document, doc, oid::ObjectId};
 use serde_json::json;
@@ -373,5 +374,52 @@ async fn auto_resolve_and_bulk() {
             both(&world, "stock", i).await.unwrap().get_i32("n").ok(),
             Some(n)
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_under_way_when_a_collection_was_dropped_does_not_drop_it_again() {
+    // A batch of an edit that has yet to look, and one that is about to carry deletions over.
+    for stall in ["claimed", "judged"] {
+        let world = World::new("dropped_once").await;
+        let gate = world.dir().join("gate");
+        let settings = world.settings().set("sync.mass_delete_percent", "0");
+        let variable = format!("{stall}:{}", gate.display());
+        let daemon = world
+            .start_with(settings.env("SANGAM_STALL", &variable))
+            .await;
+        let gone = world.local.collection::<Document>("gone");
+        let docs = (0..3).map(|i| doc! {"_id": i, "v": 1});
+        gone.insert_many(docs).await.unwrap();
+        world.wait_converged(&daemon).await;
+        dealt_with(&daemon).await;
+        std::fs::write(&gate, b"").unwrap();
+        match stall {
+            "claimed" => set(&world.local, "gone", 0, doc! {"v": 2}).await,
+            _ => drop(gone.delete_many(doc! {}).await.unwrap()),
+        }
+        wait_until(SOON, "the batch waits", async || {
+            let there = gate.with_extension("reached").exists();
+            there.then_some(()).ok_or(String::from("it does not"))
+        })
+        .await;
+        gone.drop().await.unwrap();
+        let conflict = open(&daemon, 1).await.remove(0);
+        assert_eq!(conflict["kind"], "collection_dropped");
+        let queue = daemon.get("/api/sync/queue").await.unwrap().body;
+        let why = queue["entries"][0]["reason"].as_str().unwrap();
+        assert!(why.contains("waits for your decision"), "{queue}");
+        resolved(&daemon, &conflict, json!({"strategy": "keep_remote"})).await;
+        std::fs::remove_file(&gate).unwrap();
+        wait_until(SOON, "the documents are back", async || {
+            let back = gone.count_documents(doc! {}).await.unwrap();
+            let state = daemon.status().await.unwrap();
+            (back == 3).then_some(()).ok_or(format!("{back} {state}"))
+        })
+        .await;
+        world.wait_converged(&daemon).await;
+        let state = daemon.status().await.unwrap();
+        assert_eq!(state["unresolvedConflicts"], 0, "{stall}: {state}");
+        assert_eq!(state["totalConflicts"], 1, "{stall}: {state}");
     }
 }
