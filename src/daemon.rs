@@ -289,8 +289,13 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
                         "the user in local.uri may not read its state: give it the rights named in the README",
                     ));
                 }
-                _ => {
-                    shared.notice("local", Some("waiting for the local database: it does not answer (is mongod running?)".into()));
+                class => {
+                    let why = match class {
+                        Class::Transient => failure.what.as_str(),
+                        _ => "it does not answer (is mongod running?)",
+                    };
+                    let waiting = format!("waiting for the local database: {why}");
+                    shared.notice("local", Some(waiting));
                 }
             },
         }

@@ -67,7 +67,11 @@ pub async fn check(shared: &Shared, endpoint: &Arc<Endpoint>) -> Result<(), Fail
             return Err(restored(side));
         }
     }
-    Ok(())
+    // Last: a server that is another one shall be told so, not that it lacks members.
+    match shared.settings().config.databases.first() {
+        Some(db) => endpoint.prove_primary(db).await,
+        None => Ok(()),
+    }
 }
 
 /// A restored local database lacks the last record that we wrote into it, but has older ones. (An

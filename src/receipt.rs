@@ -195,7 +195,7 @@ pub(crate) async fn happened(
     let lanes: Vec<ObjectId> = receipts.iter().map(|r| r.lane).collect();
     let command = doc! {
         "find": COLLECTION, "filter": {"_id": {"$in": &lanes}},
-        "readConcern": {"level": "majority"}, "batchSize": 1000,
+        "readConcern": endpoint.concern(), "batchSize": 1000,
     };
     let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("find"))?;
     let mut last = HashMap::new();

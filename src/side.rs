@@ -3,6 +3,7 @@
 mod distance;
 mod patience;
 mod process;
+mod recency;
 mod rows;
 mod sessions;
 
@@ -23,7 +24,6 @@ use crate::failure::{Class, Failure, Reason};
 use crate::key::{Id, Key, KeyMap, KeySet};
 use crate::lease::{self, Lease};
 use crate::raw::{Writer, index_name};
-use crate::shared::lock;
 use crate::store::Store;
 
 use distance::Distance;
@@ -70,7 +70,7 @@ pub struct Endpoint {
     /// With high availability on: whether this daemon is the one that writes.
     pub lease: OnceLock<Arc<Lease>>,
     patience: Patience,
-    /// The latest time of an event that its stream has told.
+    /// The latest time that most members are known to have reached.
     told: Mutex<Option<Timestamp>>,
     /// Told when a heartbeat fails: sooner than any operation would notice.
     pub trouble: Arc<Notify>,
@@ -199,6 +199,11 @@ impl Endpoint {
         let lease = self.lease.get().filter(|_| write);
         let pass = lease.map(|lease| lease.begin(self.side)).transpose()?;
         let outcome = self.run_through(db, command).await;
+        if let Ok(answer) = &outcome
+            && write
+        {
+            self.told_by(answer);
+        }
         let answered = outcome.as_ref().err().is_none_or(|f| f.answered);
         if let Some(pass) = pass.filter(|_| answered) {
             pass.answered();
@@ -223,7 +228,9 @@ impl Endpoint {
     /// A small command of the lease itself, which opens the gate that others go through.
     pub(crate) async fn run_past(&self, db: &str, command: Document) -> Result<Document, Failure> {
         let raw = RawDocumentBuf::try_from(&command).map_err(|_| Failure::fatal("command"))?;
-        self.run_through(db, raw).await
+        let answer = self.run_through(db, raw).await?;
+        self.told_by(&answer);
+        Ok(answer)
     }
 
     async fn run_through(&self, db: &str, command: RawDocumentBuf) -> Result<Document, Failure> {
@@ -307,15 +314,9 @@ impl Endpoint {
         Ok(())
     }
 
-    /// An event of that time was told: no later read may show less.
-    pub fn told(&self, time: Timestamp) {
-        let mut told = lock(&self.told);
-        *told = (*told).max(Some(time));
-    }
-
-    /// Reads documents of one collection by `_id`, majority committed and never older than the last
-    /// event told: a new primary may show an older state for a moment, and an event whose document
-    /// then looks unchanged would be taken for an echo. Absent ones are left out.
+    /// Reads documents of one collection by `_id`, majority committed and never older than what was told
+    /// before: an event whose document looks unchanged would be taken for an echo. Absent ones are left
+    /// out.
     pub async fn read(
         self: &Arc<Self>,
         db: &str,
@@ -335,11 +336,7 @@ impl Endpoint {
         }
         w.close().close().close();
         w.i32("batchSize", i32::try_from(count + 1).unwrap_or(i32::MAX));
-        w.open("readConcern").str("level", "majority");
-        if let Some(time) = *lock(&self.told) {
-            w.timestamp("afterClusterTime", time);
-        }
-        w.close();
+        self.put_concern(&mut w);
         let mut found = KeyMap::with_capacity_and_hasher(count, Default::default());
         if count == 0 {
             return Ok(found);
@@ -371,7 +368,7 @@ impl Endpoint {
         }
         w.close().close().close();
         w.open("projection").i32("_id", 1).close();
-        w.open("readConcern").str("level", "majority").close();
+        self.put_concern(&mut w);
         let mut found = KeySet::default();
         self.query_within(PROMPT, (db, w.command()), |doc| {
             found.extend(Id::of(doc.as_bytes()).map(|id| Key::new(ns, &id)));

@@ -8,13 +8,12 @@ mod common;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mongodb::Client;
 use mongodb::bson::{Document, doc};
 use sangam::faultlink::FaultLink;
-use sangam::mongod::{MongoServer, ServerOptions};
+use sangam::mongod::MongoServer;
 use serde_json::Value;
 
-use common::kit::{self, PATIENT, both, set, wait_content};
+use common::kit::{self, PATIENT, both, set, three, wait_content};
 use common::{Daemon, Settings, World, wait_for, wait_until};
 
 /// Waiting out a lease, on a machine that is busy with other tests.
@@ -533,36 +532,10 @@ async fn a_late_transaction_is_refused() {
     .await;
 }
 
-/// A local replica set of three servers, one of them the primary.
-async fn three(world: &World) -> (Vec<MongoServer>, Client) {
-    let mut nodes = Vec::new();
-    for i in 0..3 {
-        let options = ServerOptions {
-            set_name: Some("rs_three".into()),
-            initiate: false,
-            ..ServerOptions::default()
-        };
-        let dir = world.dir().join(format!("three-{i}"));
-        nodes.push(MongoServer::start_with(&dir, options).await.unwrap());
-    }
-    let member = |(i, node): (usize, &MongoServer)| doc! {"_id": i as i32, "host": node.address()};
-    let members: Vec<Document> = nodes.iter().enumerate().map(member).collect();
-    let config = doc! {"_id": "rs_three", "members": members,
-    "settings": {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}};
-    let admin = nodes[0].client().await.unwrap().database("admin");
-    admin
-        .run_command(doc! {"replSetInitiate": config})
-        .await
-        .unwrap();
-    let hosts: Vec<String> = nodes.iter().map(MongoServer::address).collect();
-    let uri = format!("mongodb://{}/?replicaSet=rs_three", hosts.join(","));
-    (nodes, Client::with_uri_str(uri).await.unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lease_outlives_a_step_down() {
     let world = World::new("ha_step_down").await;
-    let (nodes, client) = three(&world).await;
+    let (nodes, client) = three(&world, &[]).await;
     let hosts: Vec<String> = nodes.iter().map(MongoServer::address).collect();
     let uri = format!("\"mongodb://{}/?replicaSet=rs_three\"", hosts.join(","));
     let start = async |name| {

@@ -124,7 +124,7 @@ impl Notes {
 async fn survey(lease: &Lease, local: &Arc<Endpoint>, mark: Mark) -> Result<Notes, Failure> {
     let command = doc! {
         "find": COLLECTION, "filter": after(lease, mark), "sort": {"_id": 1}, "projection": {"entries": 0},
-        "readConcern": {"level": "majority"},
+        "readConcern": local.concern(),
     };
     let mut notes = Notes::default();
     let each = |d: RawDocumentBuf| {
@@ -360,7 +360,7 @@ async fn read(
     let ids: Vec<String> = notes.iter().map(|at| id_of(lease, *at)).collect();
     let command = doc! {
         "find": COLLECTION, "filter": {"_id": {"$in": ids}}, "sort": {"_id": 1},
-        "readConcern": {"level": "majority"},
+        "readConcern": local.concern(),
     };
     let mut found = Vec::new();
     let each = |d: RawDocumentBuf| {
@@ -396,7 +396,7 @@ async fn marks(
 ) -> Result<Vec<Mark>, Failure> {
     let command = doc! {
         "find": COLLECTION, "filter": filter, "sort": {"_id": -1}, "projection": {"epoch": 1, "n": 1},
-        "readConcern": {"level": "majority"},
+        "readConcern": local.concern(),
     };
     let mut found = Vec::new();
     let each = |d: RawDocumentBuf| {

@@ -1,8 +1,9 @@
-//! Whether the server that answers is still the process that we know.
+//! Whether the server that answers is still the process that we know, and the primary that we know.
 //!
 //! A server can only be put back to a backup while it does not run, so what follows is another
 //! process, and each has an id, which heartbeats tell. When one is new, nothing is written to that
-//! side and nothing read of it is believed until it was asked who it is (R12).
+//! side and nothing read of it is believed until it was asked who it is (R12). A primary that is new
+//! may know less than the one before for a moment, and is asked, too ([`super::recency`]).
 //!
 //! The driver gets in the way of that: it remembers the latest election that it has seen, and a server
 //! put back to before it is no primary to it, for ever. So it is a new client that asks.
@@ -37,16 +38,29 @@ const MOST: usize = 64;
 pub(super) struct Processes {
     /// By the server's address, oldest first.
     known: Mutex<HashMap<String, Vec<ObjectId>>>,
-    /// How often a process was a new one, and how many of these were seen to.
+    /// The last election that was heard of.
+    elected: Mutex<Option<ObjectId>>,
+    /// How often a process was a new one.
+    started: AtomicU64,
+    /// How often a process or a primary was a new one, and how many of these were seen to.
     changed: AtomicU64,
     settled: AtomicU64,
-    /// A process is new.
+    /// A process or a primary is new.
     news: Notify,
 }
 
 impl Processes {
     /// A heartbeat has come back.
     pub(super) fn met(&self, address: &str, reply: &Document) {
+        let is_primary = ["isWritablePrimary", "ismaster"]
+            .iter()
+            .any(|name| reply.get_bool(name).unwrap_or(false));
+        if is_primary && let Ok(election) = reply.get_object_id("electionId") {
+            let last = lock(&self.elected).replace(election);
+            if last.is_some_and(|last| last != election) {
+                self.change();
+            }
+        }
         let version = reply.get_document("topologyVersion");
         let Ok(process) = version.and_then(|v| v.get_object_id("processId")) else {
             return;
@@ -57,13 +71,18 @@ impl Processes {
             return;
         }
         if !known.is_empty() {
-            self.changed.fetch_add(1, Ordering::SeqCst);
-            self.news.notify_one();
+            self.started.fetch_add(1, Ordering::SeqCst);
+            self.change();
         }
         known.push(process);
         if known.len() > MOST {
             known.remove(0);
         }
+    }
+
+    fn change(&self) {
+        self.changed.fetch_add(1, Ordering::SeqCst);
+        self.news.notify_one();
     }
 
     /// How many changes there were, if not all of them were seen to.
@@ -74,14 +93,14 @@ impl Processes {
 }
 
 impl Endpoint {
-    /// Refuses while a server has been started anew and was not yet asked who it is.
+    /// Refuses while a server has been started anew, or elected, and was not yet asked who it is.
     pub fn is_known(&self) -> Result<(), Failure> {
         match self.processes.unsettled() {
             None => Ok(()),
             Some(_) => Err(Failure {
                 class: Class::Transient,
                 ..Failure::fatal(format!(
-                    "the {} database's server was started anew and is asked whether it is still the same database",
+                    "the {} database's server was started anew, or is a new primary, and is asked whether it is still the same database",
                     self.side.name()
                 ))
             }
@@ -100,15 +119,16 @@ impl Endpoint {
         let Some(changed) = self.processes.unsettled() else {
             return Ok(());
         };
-        if *renewed != changed {
+        let started = self.processes.started.load(Ordering::SeqCst);
+        if *renewed != started {
             self.renew()?;
-            *renewed = changed;
+            *renewed = started;
         }
         match identity::check(shared, self).await {
             Ok(()) => self.processes.settled.store(changed, Ordering::SeqCst),
             Err(failure) if failure.class == Class::Fatal => return Err(failure),
             Err(failure) => {
-                tracing::debug!(side = self.side.name(), %failure, "started anew, and can't be asked yet");
+                tracing::debug!(side = self.side.name(), %failure, "started anew or elected, and can't be asked yet");
             }
         }
         Ok(())
@@ -159,5 +179,19 @@ mod tests {
             processes.met("a", &reply(process));
         }
         assert_eq!(processes.unsettled(), Some(1));
+    }
+
+    #[test]
+    fn another_election_is_a_change() {
+        let processes = Processes::default();
+        let reply = |primary: bool, id| doc! {"isWritablePrimary": primary, "electionId": id};
+        let (one, two) = (ObjectId::new(), ObjectId::new());
+        for (primary, id) in [(true, one), (true, one), (false, two)] {
+            processes.met("a", &reply(primary, id));
+        }
+        assert_eq!(processes.unsettled(), None);
+        processes.met("b", &reply(true, two));
+        assert_eq!(processes.unsettled(), Some(1));
+        assert_eq!(processes.started.load(Ordering::SeqCst), 0);
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
-use mongodb::{Collection, Database, IndexModel};
+use mongodb::{Client, Collection, Database, IndexModel};
+use sangam::mongod::{MongoServer, ServerOptions};
 use serde_json::Value;
 
 use super::{Daemon, SOON, World, wait_until, yet};
@@ -195,4 +196,31 @@ pub async fn wait_reconciled(daemon: &Daemon) {
             .ok_or_else(|| answer.body.to_string())
     })
     .await;
+}
+
+/// A replica set of three servers, of which one becomes the primary, and a client of it.
+pub async fn three(world: &World, arguments: &[&str]) -> (Vec<MongoServer>, Client) {
+    let mut nodes = Vec::new();
+    for i in 0..3 {
+        let options = ServerOptions {
+            set_name: Some("rs_three".into()),
+            initiate: false,
+            extra_args: arguments.iter().map(|a| String::from(*a)).collect(),
+            ..ServerOptions::default()
+        };
+        let dir = world.dir().join(format!("three-{i}"));
+        nodes.push(MongoServer::start_with(&dir, options).await.unwrap());
+    }
+    let member = |(i, node): (usize, &MongoServer)| doc! {"_id": i as i32, "host": node.address()};
+    let members: Vec<Document> = nodes.iter().enumerate().map(member).collect();
+    let config = doc! {"_id": "rs_three", "members": members,
+    "settings": {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}};
+    let admin = nodes[0].client().await.unwrap().database("admin");
+    admin
+        .run_command(doc! {"replSetInitiate": config})
+        .await
+        .unwrap();
+    let hosts: Vec<String> = nodes.iter().map(MongoServer::address).collect();
+    let uri = format!("mongodb://{}/?replicaSet=rs_three", hosts.join(","));
+    (nodes, Client::with_uri_str(uri).await.unwrap())
 }

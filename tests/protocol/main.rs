@@ -10,6 +10,7 @@ mod common;
 mod budget;
 mod counts;
 mod durability;
+mod elections;
 mod expiry;
 mod fields;
 mod identity;
