@@ -69,7 +69,7 @@ mod tests {
     use bson::doc;
 
     use super::*;
-    use crate::key::Id;
+    use crate::key::{Id, Key};
     use crate::store::Store;
     use crate::store::base;
     use crate::store::queue::Change;
