@@ -205,6 +205,7 @@ async fn decide_all(
             settlements.push(Settlement::Deferred {
                 work: item.work.claim_only(),
                 wait: Duration::from_millis(200),
+                why: "waits for the event that says whether it expired or was deleted",
             });
             item.state = State::Done;
             continue;

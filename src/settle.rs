@@ -46,8 +46,12 @@ pub(crate) enum Settlement {
     },
     /// It did not, and can't any more, or somebody has written since: what stands there now.
     NotLanded { key: Key, now: Option<Vec<u8>> },
-    /// It may still happen.
-    Deferred { work: Work, wait: Duration },
+    /// Nothing can be decided yet; why, for people.
+    Deferred {
+        work: Work,
+        wait: Duration,
+        why: &'static str,
+    },
 }
 
 impl Settlement {
@@ -143,17 +147,10 @@ pub(crate) async fn commit(
                         intents::forget(c, key)?;
                         conflicts::perhaps_overruled(c, key, now.as_deref())?;
                     }
-                    Settlement::Deferred { work, wait } => {
+                    Settlement::Deferred { work, wait, why } => {
                         let until = now + i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2);
                         for side in [Side::Local, Side::Remote] {
-                            queue::defer(
-                                c,
-                                side,
-                                &work.key,
-                                until,
-                                false,
-                                Some("waits until a lost answer can't matter any more"),
-                            )?;
+                            queue::defer(c, side, &work.key, until, false, Some(why))?;
                         }
                     }
                 }

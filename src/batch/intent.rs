@@ -80,6 +80,7 @@ pub(super) fn settle_intent(
         settlements.push(Settlement::Deferred {
             work: item.work.claim_only(),
             wait: Duration::from_millis(200),
+            why: "waits until it is known whether documents of its collection expire",
         });
         item.work.intent = Some(intent);
         item.state = State::Done;
@@ -108,6 +109,7 @@ pub(super) fn settle_intent(
         settlements.push(Settlement::Deferred {
             work: item.work.claim_only(),
             wait,
+            why: "waits until a lost answer can't matter any more",
         });
         item.work.intent = Some(intent);
         item.state = State::Done;
