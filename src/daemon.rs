@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::command::{CommandError, Trigger};
 use crate::config::Config;
 use crate::decide::Side;
-use crate::failure::{Class, Failure, Reason, UNAUTHORIZED};
+use crate::failure::{Class, Failure, MAX_TIME_EXPIRED, Reason, UNAUTHORIZED};
 use crate::handle::Handle;
 use crate::lease::Lease;
 use crate::overrides::Overrides;
@@ -289,9 +289,9 @@ async fn wait_for_local(shared: &Arc<Shared>) -> Result<(), DaemonError> {
                         "the user in local.uri may not read its state: give it the rights named in the README",
                     ));
                 }
-                class => {
-                    let why = match class {
-                        Class::Transient => failure.what.as_str(),
+                _ => {
+                    let why = match failure.code {
+                        Some(MAX_TIME_EXPIRED) => failure.what.as_str(),
                         _ => "it does not answer (is mongod running?)",
                     };
                     let waiting = format!("waiting for the local database: {why}");

@@ -248,6 +248,9 @@ pub const STANDBY: i32 = -2;
 /// The server's `Unauthorized`.
 pub const UNAUTHORIZED: i32 = 13;
 
+/// The server's `MaxTimeMSExpired`.
+pub const MAX_TIME_EXPIRED: i32 = 50;
+
 /// The table. Codes are those of the server's `error_codes.yml`.
 pub fn class_of_code(code: i32) -> Class {
     match code {

@@ -10,16 +10,13 @@
 use bson::{Document, RawDocumentBuf, Timestamp, doc};
 
 use super::Endpoint;
-use crate::failure::Failure;
+use crate::failure::{Failure, MAX_TIME_EXPIRED};
 use crate::raw::Writer;
 use crate::receipt;
 use crate::shared::lock;
 
 /// How long the server may take to have something committed by most members, in ms.
 const COMMITTED: i32 = 5_000;
-
-/// The server's `MaxTimeMSExpired`.
-const MAX_TIME_EXPIRED: i32 = 50;
 
 impl Endpoint {
     /// Most members have what happened at that time: no later read may show less.
